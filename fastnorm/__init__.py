@@ -1,0 +1,7 @@
+"""fastnorm: training kernels for NumPy arrays on the CPU."""
+
+__version__ = "0.1.0"
+
+from ._runtime import get_num_threads, set_num_threads, show_config
+
+__all__ = ["get_num_threads", "set_num_threads", "show_config"]

@@ -1,0 +1,238 @@
+"""Argument checks, each with one wording, and the ``(outer, C, inner)`` view that every kernel works on.
+
+Any array whose memory is one dense block in some axis order (C order, Fortran order, NCHW memory seen as NHWC, ...)
+is, for a chosen axis, a C-contiguous ``(outer, C, inner)`` array: `block` finds these three numbers without a copy.
+Every other array goes through one dense copy.
+
+The checks only look; nothing here writes to an array except `write_back`, which a caller runs after every check.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[Any]]
+View = tuple[int, int, int]
+
+FLOAT32 = np.dtype(np.float32)
+FLOAT64 = np.dtype(np.float64)
+
+
+# -- kinds, dtypes and shapes ------------------------------------------------------------------------------------------
+
+
+def check_array(name: str, a: object, dtype: np.dtype[Any] | None = None) -> Array:
+    """Require an ndarray of native float32 or float64, of exactly ``dtype`` where one is given."""
+    if not isinstance(a, np.ndarray):
+        raise TypeError(f"{name}: expected a numpy.ndarray, got {type(a).__name__}")
+    found = a.dtype
+    if found is not FLOAT32 and found is not FLOAT64 and found != FLOAT32 and found != FLOAT64:
+        expected = dtype.name if dtype is not None else "float32 or float64"
+        swapped = " in non-native byte order" if not found.isnative else ""
+        raise TypeError(f"{name}: expected dtype {expected}, got {found.name}{swapped}")
+    if dtype is not None and found != dtype:
+        raise TypeError(f"{name}: expected dtype {dtype.name}, got {found.name}")
+    if isinstance(a, np.ma.MaskedArray):
+        raise TypeError(f"{name}: expected a plain numpy.ndarray, got {type(a).__name__}, whose mask would be ignored")
+    return a
+
+
+def check_shape(name: str, a: Array, shape: tuple[int, ...]) -> None:
+    """Require exactly this shape."""
+    if a.shape != shape:
+        raise ValueError(f"{name}: expected shape {shape}, got {a.shape}")
+
+
+def check_like(name: str, a: object, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """Require an ndarray of this shape and dtype."""
+    a = check_array(name, a, dtype)
+    check_shape(name, a, shape)
+    return a
+
+
+def check_writeable(name: str, a: Array) -> None:
+    """Require an array that may be written, each element at an address of its own."""
+    if not a.flags.writeable:
+        raise ValueError(f"{name}: expected a writeable array, got a read-only one")
+    if a.size > 1 and any(stride == 0 and n > 1 for n, stride in zip(a.shape, a.strides, strict=True)):
+        raise ValueError(f"{name}: expected an array whose elements do not overlap, got strides {a.strides}")
+
+
+def check_axis(axis: object, ndim: int, name: str = "axis") -> int:
+    """Require an integer axis of an ``ndim``-dimensional array; return it counted from the front."""
+    index = check_integer(name, axis)
+    if not -ndim <= index < ndim:
+        raise ValueError(f"{name}: expected an integer in [{-ndim}, {ndim - 1}] for {ndim} dimensions, got {index}")
+    return index % ndim
+
+
+# -- scalars -----------------------------------------------------------------------------------------------------------
+
+
+def check_integer(name: str, value: object, low: int | None = None) -> int:
+    """Require an integer (NumPy's count, bool does not), at least ``low``."""
+    if isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}: expected an integer, got bool")
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]  # the TypeError is the check
+    except TypeError:
+        raise TypeError(f"{name}: expected an integer, got {type(value).__name__}") from None
+    if low is not None and number < low:
+        raise ValueError(f"{name}: expected an integer >= {low}, got {number}")
+    return number
+
+
+def check_number(name: str, value: object, low: float = 0.0, high: float = math.inf, *,
+                 open_high: bool = False, finite: bool = True) -> float:
+    """Require a real number in [low, high], or [low, high) with ``open_high``; infinity only with ``finite=False``."""
+    if type(value) is not float:  # the usual case costs one comparison
+        if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
+            raise TypeError(f"{name}: expected a real number, got {type(value).__name__}")
+        try:
+            value = float(value)
+        except OverflowError:
+            raise ValueError(f"{name}: expected a number that a float can hold, got {value}") from None
+    # Written so that NaN fails every comparison.
+    if not (low <= value <= high) or (open_high and value == high) or (finite and value == math.inf):
+        if high < math.inf:
+            wanted = f"a number in [{low:g}, {high:g}{')' if open_high else ']'}"
+        else:
+            wanted = f"a {'finite ' if finite else ''}number >= {low:g}"
+        raise ValueError(f"{name}: expected {wanted}, got {value:g}")
+    return value
+
+
+def check_flag(name: str, value: object) -> bool:
+    """Require True or False (NumPy's own bool counts)."""
+    if value is True or value is False:
+        return value
+    if isinstance(value, np.bool_):
+        return bool(value)
+    raise TypeError(f"{name}: expected True or False, got {type(value).__name__}")
+
+
+def check_choice(name: str, value: object, choices: Iterable[str | None]) -> str | None:
+    """Require one of these names."""
+    choices = tuple(choices)
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {type(value).__name__}")
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+    return value
+
+
+# -- overlap -----------------------------------------------------------------------------------------------------------
+
+
+def same_array(a: Array, b: Array) -> bool:
+    """Whether two arrays are the same elements at the same addresses."""
+    return a is b or (a.shape == b.shape and a.strides == b.strides and a.dtype == b.dtype
+                      and a.__array_interface__["data"][0] == b.__array_interface__["data"][0])
+
+
+def check_disjoint(written: tuple[str, Array], *others: tuple[str, Array | None], may_equal: tuple[str, ...] = ()) -> None:
+    """Require that the array to be written shares no byte with the others.
+
+    Those named in ``may_equal`` may also be exactly the same array. The test is exact: interleaved views pass.
+    """
+    name, a = written
+    for other_name, b in others:
+        if b is None or not np.may_share_memory(a, b) or not np.shares_memory(a, b):
+            continue
+        if other_name in may_equal:
+            if same_array(a, b):
+                continue
+            raise ValueError(f"{name}: expected the same array as {other_name} or one that does not overlap it, "
+                             f"got a partial overlap with {other_name}")
+        raise ValueError(f"{name}: expected an array that does not overlap {other_name}, got one that does")
+
+
+# -- the view that kernels work on -------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=4096)
+def _block_order(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> tuple[int, ...] | None:
+    """Axes longer than 1 in memory order, outermost first, if they fill one dense block; else None."""
+    if 0 in shape:
+        return tuple(i for i, n in enumerate(shape) if n != 1)  # no element: any order will do
+    order = sorted((i for i, n in enumerate(shape) if n > 1), key=lambda i: -strides[i])
+    expected = itemsize
+    for i in reversed(order):
+        if strides[i] != expected:
+            return None
+        expected *= shape[i]
+    return tuple(order)
+
+
+@lru_cache(maxsize=4096)
+def _view(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int, axis: int) -> View | None:
+    """``(outer, C, inner)`` of a dense block around ``axis``, or None."""
+    order = _block_order(shape, strides, itemsize)
+    if order is None:
+        return None
+    if axis in order:
+        at = order.index(axis)
+        before, after = order[:at], order[at + 1:]
+    else:  # one channel: everything is inner
+        before, after = (), order
+    return math.prod(shape[i] for i in before), shape[axis], math.prod(shape[i] for i in after)
+
+
+def is_dense(a: Array) -> bool:
+    """Whether the array is one aligned dense block in some axis order: what a kernel can use without a copy."""
+    return _block_order(a.shape, a.strides, a.itemsize) is not None and a.flags.aligned
+
+
+def block(a: Array, axis: int) -> tuple[Array, View]:
+    """The array itself if it is dense, else a dense copy in the nearest memory order; and its view around ``axis``."""
+    view = _view(a.shape, a.strides, a.itemsize, axis)
+    if view is None or not a.flags.aligned:
+        a = a.copy(order="K")
+        view = _view(a.shape, a.strides, a.itemsize, axis)
+        assert view is not None  # a fresh K-order copy is dense
+    return a, view
+
+
+def same_layout(a: Array, like: Array) -> bool:
+    """Whether equal positions in memory are equal elements (``like`` is dense, shapes are equal)."""
+    return (a.strides == like.strides
+            or _block_order(a.shape, a.strides, a.itemsize) == _block_order(like.shape, like.strides, like.itemsize)
+            ) and a.flags.aligned
+
+
+def matching(a: Array, like: Array) -> Array:
+    """The array itself if it is laid out as ``like`` (dense, same shape), else a copy that is."""
+    if same_layout(a, like):
+        return a
+    copy = np.empty_like(like, dtype=a.dtype, subok=False)
+    copy[...] = a
+    return copy
+
+
+def destination(out: Array | None, like: Array) -> Array:
+    """Where a kernel that walks ``like`` writes: ``out`` if it is laid out the same, else a fresh array that is.
+
+    A caller that got another array than ``out`` finishes with `write_back`.
+    """
+    if out is not None and same_layout(out, like):
+        return out
+    return np.empty_like(like, subok=False)
+
+
+def write_back(out: Array | None, result: Array) -> Array:
+    """Copy the result into ``out`` if the kernel could not write there itself; return what the user gets."""
+    if out is None or out is result:
+        return result
+    out[...] = result
+    return out
+
+
+def dense_vector(v: Array) -> Array:
+    """A 1-d array as contiguous aligned memory: itself where it is, else a copy."""
+    return v if v.flags.c_contiguous and v.flags.aligned else v.copy()

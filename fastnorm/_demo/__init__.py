@@ -1,0 +1,1 @@
+"""The demonstration behind `python -m fastnorm train`: data, training loop, display."""

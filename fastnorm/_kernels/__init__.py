@@ -1,0 +1,1 @@
+"""Compiled kernels: one folder a level once built. Nothing outside the thin layer imports from here."""

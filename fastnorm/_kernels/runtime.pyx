@@ -1,0 +1,40 @@
+"""Facts about this CPU, this OpenMP runtime and this build. Compiled for the baseline only: it runs before any check."""
+
+cdef extern from "vector.h" nogil:
+    int fastnorm_cpu_supports(const char* level)
+    int fastnorm_openmp_max_threads()
+    int fastnorm_openmp_version()
+    const char* fastnorm_compiler()
+    const char* fastnorm_architecture()
+    const char* fastnorm_build_flags()
+
+
+def cpu_supports(str level):
+    """Whether this CPU and this operating system run code built for ``level``."""
+    cdef bytes name = level.encode()
+    return fastnorm_cpu_supports(name) != 0
+
+
+def openmp_max_threads():
+    """Threads OpenMP would use by itself (obeys OMP_NUM_THREADS and the affinity mask); 1 without OpenMP."""
+    return fastnorm_openmp_max_threads()
+
+
+def openmp_version():
+    """Value of the ``_OPENMP`` macro (201511 is OpenMP 4.5), 0 without OpenMP."""
+    return fastnorm_openmp_version()
+
+
+def compiler():
+    """Name and version of the compiler."""
+    return fastnorm_compiler().decode()
+
+
+def architecture():
+    """The processor family that this build targets."""
+    return fastnorm_architecture().decode()
+
+
+def build_flags():
+    """Compiler flags of the baseline build."""
+    return fastnorm_build_flags().decode()

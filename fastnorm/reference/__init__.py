@@ -1,0 +1,1 @@
+"""The NumPy twin of fastnorm: same names, same signatures, same values, plain NumPy."""

@@ -1,0 +1,144 @@
+"""Builds every kernel once per instruction-set level.
+
+The table of levels, the compiler probes and the flags live here and nowhere else; project metadata is in
+pyproject.toml. Each ``fastnorm/_kernels/*.pyx`` is translated to C once and compiled once a level, into
+``fastnorm/_kernels/<level>/``; ``fastnorm/_runtime.py`` decides at import which level runs.
+
+Environment: ``FASTNORM_LEVELS=baseline,avx2`` builds only these levels, ``FASTNORM_OPENMP=0`` builds without OpenMP,
+``FASTNORM_JOBS=n`` sets how many compilers run at once.
+"""
+
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext  # before distutils, which setuptools provides
+from distutils.ccompiler import new_compiler  # isort: skip
+from distutils.sysconfig import customize_compiler  # isort: skip
+
+KERNELS = Path("fastnorm/_kernels")
+# Compiled for every level. `runtime` (CPU and OpenMP facts) is compiled for the baseline only: it runs before the check.
+PER_LEVEL = ("activation", "batchnorm", "optimizer", "softmax")
+MSVC = sys.platform == "win32"
+
+# What a level needs of the compiler. The CPU side of the same table is `fastnorm_cpu_supports` in vector.h.
+X86_LEVELS = {
+    "baseline": [],
+    "avx2": ["-mavx2", "-mfma", "-mbmi", "-mbmi2"],
+    "avx512": ["-mavx512f", "-mavx512cd", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mbmi", "-mbmi2",
+               "-mprefer-vector-width=512"],
+}
+
+# No -ffast-math and no -march=native: results must not depend on the build machine, and linking fast-math flushes
+# denormals for the whole process. -ffp-contract=off: vector body and tail, forward and backward give the same bits;
+# where fused multiply-add pays (exp), vector.h asks for it by name.
+FLAGS = ["/O2"] if MSVC else ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-fopenmp-simd",
+                              "-fvisibility=hidden", "-Wno-unused-function", "-Wno-unreachable-code"]
+OPENMP = {  # what to try, in order: (compile flags, link flags)
+    "win32": [(["/openmp"], [])],
+    "darwin": [(["-Xpreprocessor", "-fopenmp"], ["-lomp"]), (["-fopenmp"], ["-fopenmp"])],
+}.get(sys.platform, [(["-fopenmp"], ["-fopenmp"])])
+
+DIRECTIVES = {"language_level": 3, "boundscheck": False, "wraparound": False, "cdivision": True, "binding": False,
+              "initializedcheck": False, "freethreading_compatible": True}
+
+OPENMP_PROBE = "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n"
+FLAG_PROBE = "int main(void) { return 0; }\n"
+
+
+def is_x86_64():
+    """True where the compiler's target is 64-bit x86 (a cross build for macOS arm64 names its target in ARCHFLAGS)."""
+    target = os.environ.get("ARCHFLAGS", "") or platform.machine()
+    return not MSVC and any(name in target for name in ("x86_64", "AMD64", "amd64"))
+
+
+def accepts(source, compile_flags, link_flags=()):
+    """Whether the compiler builds and links ``source`` with these flags."""
+    compiler = new_compiler()
+    customize_compiler(compiler)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "probe.c")
+        file.write_text(source)
+        sys.stderr.flush()
+        saved, quiet = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(quiet, 2)  # a refused probe is an answer, not an error to show
+            objects = compiler.compile([str(file)], output_dir=folder, extra_postargs=list(compile_flags))
+            compiler.link_executable(objects, str(Path(folder, "probe")), extra_postargs=list(link_flags))
+        except Exception:  # every compiler class has exceptions of its own; any of them means "no"
+            return False
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+            os.close(quiet)
+    return True
+
+
+def levels():
+    """Name to compile flags of the levels that this compiler can target and the user did not exclude."""
+    wanted = [name for name in os.environ.get("FASTNORM_LEVELS", "").split(",") if name]
+    known = X86_LEVELS if is_x86_64() else {"baseline": []}
+    if unknown := set(wanted) - set(known):
+        raise SystemExit(f"FASTNORM_LEVELS: expected names among {', '.join(known)}, got {', '.join(sorted(unknown))}")
+    return {name: flags for name, flags in known.items()
+            if (name == "baseline" or not wanted or name in wanted) and accepts(FLAG_PROBE, flags)}
+
+
+def openmp():
+    """The first pair of OpenMP flags that works, or two empty lists."""
+    if os.environ.get("FASTNORM_OPENMP") != "0":
+        for compile_flags, link_flags in OPENMP:
+            if accepts(OPENMP_PROBE, compile_flags, link_flags):
+                return compile_flags, link_flags
+    print("fastnorm: building without OpenMP; kernels will run on one thread", file=sys.stderr)
+    return [], []
+
+
+def extensions():
+    """Translate each kernel to C once; one extension for each kernel and level, compiled from a copy of that file."""
+    headers = [str(path) for pattern in ("*.h", "*.pxd") for path in sorted(KERNELS.glob(pattern))]
+    translated = cythonize(
+        [Extension(f"fastnorm._kernels.{name}", [str(KERNELS / f"{name}.pyx")], depends=headers)
+         for name in ("runtime", *PER_LEVEL)],
+        build_dir="build/cython", compiler_directives=DIRECTIVES)
+    openmp_compile, openmp_link = openmp()
+    expanded = []
+    for level, level_flags in levels().items():
+        flags = FLAGS + level_flags + openmp_compile
+        for kernel, template in zip(("runtime", *PER_LEVEL), translated, strict=True):
+            if kernel == "runtime" and level != "baseline":
+                continue
+            package = "fastnorm._kernels" + ("" if kernel == "runtime" else f".{level}")
+            # Object files are named after the source, and levels compile side by side: hence a copy a level.
+            source = Path("build", "levels", level, f"{kernel}.c")
+            source.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(template.sources[0], source)
+            expanded.append(Extension(
+                f"{package}.{kernel}", [str(source)], depends=headers, include_dirs=[str(KERNELS), np.get_include()],
+                extra_compile_args=flags, extra_link_args=openmp_link,
+                define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"),
+                               ("FASTNORM_BUILD_FLAGS", '"' + " ".join(flags) + '"')]))
+    # The slowest translation units first, so that no core idles at the end.
+    return sorted(expanded, key=lambda ext: -Path(ext.sources[0]).stat().st_size)
+
+
+class BuildKernels(build_ext):
+    """`build_ext` that compiles side by side and makes a level's folder in the source tree."""
+
+    def finalize_options(self):
+        super().finalize_options()
+        self.parallel = self.parallel or int(os.environ.get("FASTNORM_JOBS", 0)) or os.cpu_count()
+
+    def copy_extensions_to_source(self):
+        for extension in self.extensions:
+            Path(*extension.name.split(".")[:-1]).mkdir(exist_ok=True)
+        super().copy_extensions_to_source()
+
+
+setup(cmdclass={"build_ext": BuildKernels}, ext_modules=extensions())

@@ -1,0 +1,113 @@
+"""What every test file shares: dtype × layout × threads × instruction set, and how large an error may be."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import fastnorm as fn
+from fastnorm import _runtime
+
+LEVELS = _runtime.available_levels()
+# Lengths around the widths that kernels care about: empty, one, vector widths of every level ± 1, LANES ± 1.
+TAILS = [1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 127, 129, 257]
+
+
+@pytest.fixture(params=LEVELS)
+def level(request):
+    """Run the test once for each instruction-set level that this machine has."""
+    before = _runtime.kernels.level
+    _runtime.kernels.load(request.param)
+    yield request.param
+    _runtime.kernels.load(before)
+
+
+@pytest.fixture(params=[1, 2, 3, 7])
+def threads(request):
+    """Run the test once for each number of threads."""
+    before = fn.get_num_threads()
+    fn.set_num_threads(request.param)
+    yield request.param
+    fn.set_num_threads(before)
+
+
+@pytest.fixture(params=[np.float32, np.float64], ids=["float32", "float64"])
+def dtype(request):
+    return np.dtype(request.param)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(20261120)
+
+
+def _fortran(a):
+    return np.asfortranarray(a)
+
+
+def _channels_last(a):
+    """The memory of NHWC seen as NCHW: a permuted dense block."""
+    return np.moveaxis(np.ascontiguousarray(np.moveaxis(a, 1, -1)), -1, 1) if a.ndim > 1 else a.copy()
+
+
+def _strided(a):
+    """Every other element of a larger array: not dense."""
+    large = np.full(tuple(2 * n for n in a.shape), np.nan, a.dtype)
+    view = large[tuple(slice(None, None, 2) for _ in a.shape)]
+    view[...] = a
+    return view
+
+
+def _reversed(a):
+    """Negative strides."""
+    return np.ascontiguousarray(a[tuple(slice(None, None, -1) for _ in a.shape)])[
+        tuple(slice(None, None, -1) for _ in a.shape)]
+
+
+def _unaligned(a):
+    """At an address that is no multiple of the item size."""
+    raw = np.zeros(a.nbytes + 1, np.uint8)
+    view = raw[1:].view(a.dtype).reshape(a.shape)
+    view[...] = a
+    return view
+
+
+LAYOUTS = {"C": np.ascontiguousarray, "F": _fortran, "channels_last": _channels_last, "strided": _strided,
+           "reversed": _reversed, "unaligned": _unaligned}
+
+
+@pytest.fixture(params=list(LAYOUTS))
+def layout(request):
+    """A function that gives an array of the same values in another memory layout."""
+    return LAYOUTS[request.param]
+
+
+def assert_close(actual, expected, *, ulps, scale=None):
+    """Require |actual - expected| <= ulps * eps * scale, where scale is the sum of the magnitudes of the terms that the
+    exact result is a sum of (|expected| itself by default); NaN and infinity must match exactly.
+    """
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    assert actual.shape == expected.shape
+    finite = np.isfinite(expected)
+    np.testing.assert_array_equal(np.isnan(actual), np.isnan(expected))
+    np.testing.assert_array_equal(actual[~finite], expected[~finite])
+    info = np.finfo(actual.dtype)
+    size = np.abs(expected, dtype=np.float64) if scale is None else np.broadcast_to(scale, expected.shape)
+    error = np.abs(actual[finite].astype(np.float64) - expected[finite].astype(np.float64))
+    # + one subnormal spacing an ulp: results there cannot be closer
+    allowed = ulps * (info.eps * size[finite] + info.smallest_subnormal)
+    worst = np.argmax(error - allowed) if error.size else 0
+    assert np.all(error <= allowed), (
+        f"error {error[worst]:.3g} > allowed {allowed[worst]:.3g} at flat position {worst} "
+        f"(got {actual[finite][worst]!r}, expected {expected[finite][worst]!r})")
+
+
+def snapshot(*arrays):
+    """Copies of the memory behind arrays, to prove later that nothing was written."""
+    return [a.copy() for a in arrays]
+
+
+def assert_unchanged(before, *arrays):
+    for old, new in zip(before, arrays, strict=True):
+        np.testing.assert_array_equal(old.view(np.uint8) if old.flags.c_contiguous else old,
+                                      new.view(np.uint8) if new.flags.c_contiguous and old.flags.c_contiguous else new)
