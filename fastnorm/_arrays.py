@@ -90,7 +90,7 @@ def check_integer(name: str, value: object, low: int | None = None) -> int:
 
 def check_number(name: str, value: object, low: float = 0.0, high: float = math.inf, *,
                  open_high: bool = False, finite: bool = True) -> float:
-    """Require a real number in [low, high], or [low, high) with ``open_high``; infinities only with ``finite=False``."""
+    """Require a real number in [low, high], or [low, high) with ``open_high``; infinite only with ``finite=False``."""
     if type(value) is not float:  # the usual case costs one comparison
         if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
             raise TypeError(f"{name}: expected a real number, got {type(value).__name__}")
@@ -136,7 +136,8 @@ def same_array(a: Array, b: Array) -> bool:
                       and a.__array_interface__["data"][0] == b.__array_interface__["data"][0])
 
 
-def check_disjoint(written: tuple[str, Array], *others: tuple[str, Array | None], may_equal: tuple[str, ...] = ()) -> None:
+def check_disjoint(written: tuple[str, Array], *others: tuple[str, Array | None],
+                   may_equal: tuple[str, ...] = ()) -> None:
     """Require that the array to be written shares no byte with the others.
 
     Those named in ``may_equal`` may also be exactly the same array. The test is exact: interleaved views pass.
