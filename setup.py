@@ -32,8 +32,8 @@ MSVC = sys.platform == "win32"
 X86_LEVELS = {
     "baseline": [],
     "avx2": ["-mavx2", "-mfma", "-mbmi", "-mbmi2"],
-    "avx512": ["-mavx2", "-mfma", "-mbmi", "-mbmi2", "-mavx512f", "-mavx512cd", "-mavx512bw", "-mavx512dq", "-mavx512vl",
-               "-mprefer-vector-width=512"],
+    "avx512": ["-mavx2", "-mfma", "-mbmi", "-mbmi2", "-mavx512f", "-mavx512cd", "-mavx512bw", "-mavx512dq",
+               "-mavx512vl", "-mprefer-vector-width=512"],
 }
 
 # No -ffast-math and no -march=native: results must not depend on the build machine, and linking fast-math flushes

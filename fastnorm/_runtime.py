@@ -163,7 +163,8 @@ def _openmp_runtime() -> str:
     maps = Path("/proc/self/maps")
     if maps.exists():
         paths = {line.split()[-1] for line in maps.read_text().splitlines() if "/" in line}
-        names = sorted({name for path in paths if (name := Path(path).name).startswith(("libgomp", "libomp", "libiomp"))})
+        runtimes = ("libgomp", "libomp", "libiomp")
+        names = sorted({name for path in paths if (name := Path(path).name).startswith(runtimes)})
     return f"{', '.join(names) or 'loaded'} (OpenMP {version})"
 
 

@@ -150,8 +150,9 @@ def _check_backward(dy: Any, cache: Any, cache_type: type, out: Any) -> None:
 
 
 def _normalize(x: Array, gamma: Array | None, beta: Array | None, running_mean: Array | None,
-               running_var: Array | None, axis: int, training: bool, momentum: float, eps: float, unbiased: bool, activation: int, slope: float,
-               residual: Array | None, out: Array | None) -> tuple[Array, BatchNormCache]:
+               running_var: Array | None, axis: int, training: bool, momentum: float, eps: float, unbiased: bool,
+               activation: int, slope: float, residual: Array | None,
+               out: Array | None) -> tuple[Array, BatchNormCache]:
     """Allocate and call the forward kernel on checked arguments."""
     x, view = block(x, axis)
     residual = None if residual is None else matching(residual, x)
@@ -163,8 +164,8 @@ def _normalize(x: Array, gamma: Array | None, beta: Array | None, running_mean: 
     beta_ = None if beta is None else dense_vector(beta)
     mean_ = None if running_mean is None else dense_vector(running_mean)
     var_ = None if running_var is None else dense_vector(running_var)
-    kernels.batchnorm.forward(x, residual, y, gamma_, beta_, mean_, var_, table, inv_std, *view, training, momentum, eps,
-                              unbiased, activation, slope, _runtime.get_num_threads())
+    kernels.batchnorm.forward(x, residual, y, gamma_, beta_, mean_, var_, table, inv_std, *view, training, momentum,
+                              eps, unbiased, activation, slope, _runtime.get_num_threads())
     if training and running_mean is not None and running_var is not None:
         write_back(running_mean, mean_)  # type: ignore[arg-type]  # an array like running_mean
         write_back(running_var, var_)  # type: ignore[arg-type]
