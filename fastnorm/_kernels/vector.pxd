@@ -20,6 +20,8 @@ cdef extern from "vector.h" nogil:
 
     double lanes_sum_f32(const float* x, Py_ssize_t n)
     double lanes_sum_f64(const double* x, Py_ssize_t n)
+    double sum_squares_f32(const float* x, Py_ssize_t n)
+    double sum_squares_f64(const double* x, Py_ssize_t n)
     float exp_f32(float x)
     double exp_f64(double x)
 
@@ -39,3 +41,10 @@ cdef inline double lanes_sum(const real* x, Py_ssize_t n) noexcept nogil:
         return lanes_sum_f32(x, n)
     else:
         return lanes_sum_f64(x, n)
+
+
+cdef inline double sum_squares(const real* x, Py_ssize_t n) noexcept nogil:
+    if real is float:
+        return sum_squares_f32(x, n)
+    else:
+        return sum_squares_f64(x, n)
