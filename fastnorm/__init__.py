@@ -2,6 +2,18 @@
 
 __version__ = "0.1.0"
 
+from . import optim
 from ._runtime import get_num_threads, set_num_threads, show_config
+from .updates import adagrad_step, adam_step, clip_grad_norm, momentum_step, rmsprop_step
 
-__all__ = ["get_num_threads", "set_num_threads", "show_config"]
+__all__ = [
+    "adagrad_step",
+    "adam_step",
+    "clip_grad_norm",
+    "get_num_threads",
+    "momentum_step",
+    "optim",
+    "rmsprop_step",
+    "set_num_threads",
+    "show_config",
+]
