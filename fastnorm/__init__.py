@@ -2,6 +2,7 @@
 
 __version__ = "0.1.0"
 
+from . import optim
 from ._runtime import get_num_threads, set_num_threads, show_config
 from .moments import Moments
 from .norm import batch_norm_backward, batch_norm_forward, batch_norm_inference
@@ -12,6 +13,16 @@ __all__ = [
     "batch_norm_forward",
     "batch_norm_inference",
     "get_num_threads",
+from .updates import adagrad_step, adam_step, clip_grad_norm, momentum_step, rmsprop_step
+
+__all__ = [
+    "adagrad_step",
+    "adam_step",
+    "clip_grad_norm",
+    "get_num_threads",
+    "momentum_step",
+    "optim",
+    "rmsprop_step",
     "set_num_threads",
     "show_config",
 ]

@@ -215,6 +215,23 @@ static double FN(lanes_sum)(const real *restrict x, ptrdiff_t n) {
     return ((lane[0] + lane[4]) + (lane[2] + lane[6])) + ((lane[1] + lane[5]) + (lane[3] + lane[7]));
 }
 
+/* -- optimizer ------------------------------------------------------------------------------------------------------ */
+
+/* Sum of n squares in double, in an order that depends on n alone. 32 partial sums: enough additions under way at once
+   to keep up with memory. */
+static double FN(sum_squares)(const real *restrict x, ptrdiff_t n) {
+    double lane[32] = {0};
+    ptrdiff_t i = 0;
+    for (; i + 32 <= n; i += 32) {
+        SIMD
+        for (int j = 0; j < 32; j++) lane[j] += (double)x[i + j] * (double)x[i + j];
+    }
+    for (int j = 0; i + j < n; j++) lane[j] += (double)x[i + j] * (double)x[i + j];
+    for (int width = 16; width > 0; width /= 2)
+        for (int j = 0; j < width; j++) lane[j] += lane[j + width];
+    return lane[0];
+}
+
 /* -- exp ------------------------------------------------------------------------------------------------------------ */
 
 /* 2**k * 2**m for k + m = n, without branches, for any n whose result or whose underflow or overflow is wanted. */

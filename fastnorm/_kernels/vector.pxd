@@ -27,6 +27,8 @@ cdef extern from "vector.h" nogil:
 
     double lanes_sum_f32(const float* x, Py_ssize_t n)
     double lanes_sum_f64(const double* x, Py_ssize_t n)
+    double sum_squares_f32(const float* x, Py_ssize_t n)
+    double sum_squares_f64(const double* x, Py_ssize_t n)
     float exp_f32(float x)
     double exp_f64(double x)
 
@@ -119,3 +121,8 @@ cdef inline void bn_gradient(const real* dy, const real* x, const real* residual
         bn_gradient_f32(dy, x, residual, dx, dresidual, n, p, ld, step, slope, activation, frozen)
     else:
         bn_gradient_f64(dy, x, residual, dx, dresidual, n, p, ld, step, slope, activation, frozen)
+cdef inline double sum_squares(const real* x, Py_ssize_t n) noexcept nogil:
+    if real is float:
+        return sum_squares_f32(x, n)
+    else:
+        return sum_squares_f64(x, n)
