@@ -26,3 +26,25 @@ __all__ = [
     "set_num_threads",
     "show_config",
 ]
+from . import init, layers
+from ._runtime import get_num_threads, set_num_threads, show_config
+from .activations import (
+    celu,
+    celu_backward,
+    dropout,
+    dropout_backward,
+    elu,
+    elu_backward,
+    leaky_relu,
+    leaky_relu_backward,
+    relu,
+    relu_backward,
+    sigmoid,
+    sigmoid_backward,
+    tanh,
+    tanh_backward,
+)
+
+__all__ = ["celu", "celu_backward", "dropout", "dropout_backward", "elu", "elu_backward", "get_num_threads", "init",
+           "layers", "leaky_relu", "leaky_relu_backward", "relu", "relu_backward", "set_num_threads", "show_config",
+           "sigmoid", "sigmoid_backward", "tanh", "tanh_backward"]

@@ -56,6 +56,17 @@ def check_like(name: str, a: object, shape: tuple[int, ...], dtype: np.dtype[Any
     return a
 
 
+def check_dtype(name: str, dtype: object) -> np.dtype[Any]:
+    """Require what NumPy understands as native float32 or float64."""
+    try:
+        found: np.dtype[Any] = np.dtype(dtype)  # type: ignore[call-overload]  # the TypeError is the check
+    except TypeError:
+        raise TypeError(f"{name}: expected float32 or float64, got {dtype!r}") from None
+    if dtype is None or found not in (FLOAT32, FLOAT64):  # None is NumPy's word for float64
+        raise TypeError(f"{name}: expected float32 or float64, got {dtype if dtype is None else found}")
+    return found
+
+
 def check_writeable(name: str, a: Array) -> None:
     """Require an array that may be written, each element at an address of its own."""
     if not a.flags.writeable:

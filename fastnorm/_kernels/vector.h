@@ -155,6 +155,65 @@ static void scratch_free(void *scratch) {
     free(raw);
 }
 
+/* -- random numbers --------------------------------------------------------------------------------------------------- */
+
+/* Philox4x32-10 (Salmon, Moraes, Dror, Shaw 2011, "Parallel Random Numbers: As Easy as 1, 2, 3"): the four words of
+   one block are a function of its counter and key alone, so any thread computes any block by itself. */
+#define PHILOX_ROUND(r) \
+    { \
+        const uint64_t p0 = (uint64_t)0xD2511F53u * c0, p2 = (uint64_t)0xCD9E8D57u * c2; \
+        c0 = (uint32_t)(p2 >> 32) ^ c1 ^ (key0 + (r) * 0x9E3779B9u); \
+        c1 = (uint32_t)p2; \
+        c2 = (uint32_t)(p0 >> 32) ^ c3 ^ (key1 + (r) * 0xBB67AE85u); \
+        c3 = (uint32_t)p0; \
+    }
+/* Ten rounds on four variables c0 to c3; a macro, as a loop over the rounds would keep GCC from vectorizing the loop
+   over blocks around it. */
+#define PHILOX_TEN_ROUNDS \
+    PHILOX_ROUND(0) PHILOX_ROUND(1) PHILOX_ROUND(2) PHILOX_ROUND(3) PHILOX_ROUND(4) \
+    PHILOX_ROUND(5) PHILOX_ROUND(6) PHILOX_ROUND(7) PHILOX_ROUND(8) PHILOX_ROUND(9)
+
+static void philox4x32(uint32_t c[4], uint32_t key0, uint32_t key1) {
+    uint32_t c0 = c[0], c1 = c[1], c2 = c[2], c3 = c[3];
+    PHILOX_TEN_ROUNDS
+    c[0] = c0, c[1] = c1, c[2] = c2, c[3] = c3;
+}
+
+#define PHILOX_WORDS 64
+
+/* OUT words[PHILOX_WORDS]: those numbered first, first + step, first + 2*step, ...; returns how many of the `wanted`
+   there are now. Word i is word i % 4 of the block with counter (i / 4, offset), each 64 bits, low half first; the key is
+   the seed. */
+static ptrdiff_t philox_words(uint32_t *restrict words, ptrdiff_t wanted, uint64_t seed, uint64_t offset, uint64_t first,
+                              uint64_t step) {
+    const uint32_t key0 = (uint32_t)seed, key1 = (uint32_t)(seed >> 32);
+    const uint32_t offset0 = (uint32_t)offset, offset1 = (uint32_t)(offset >> 32);
+    if (step == 1) {
+        const uint32_t low = (uint32_t)(first >> 2), high = (uint32_t)(first >> 34);
+        const ptrdiff_t skip = (ptrdiff_t)(first & 3), available = PHILOX_WORDS - skip;
+        uint32_t block[PHILOX_WORDS];
+        SIMD
+        for (int j = 0; j < PHILOX_WORDS / 4; j++) {
+            uint32_t c0 = low + (uint32_t)j, c1 = high + (c0 < low), c2 = offset0, c3 = offset1;
+            PHILOX_TEN_ROUNDS
+            block[4 * j] = c0, block[4 * j + 1] = c1, block[4 * j + 2] = c2, block[4 * j + 3] = c3;
+        }
+        memcpy(words, block + skip, (size_t)available * sizeof *words);
+        return wanted < available ? wanted : available;
+    }
+    if (wanted > PHILOX_WORDS) wanted = PHILOX_WORDS;
+    SIMD
+    for (ptrdiff_t j = 0; j < wanted; j++) {
+        const uint64_t i = first + (uint64_t)j * step;
+        const uint32_t word = (uint32_t)i;
+        uint32_t c0 = (uint32_t)(i >> 2), c1 = (uint32_t)(i >> 34), c2 = offset0, c3 = offset1;
+        PHILOX_TEN_ROUNDS
+        const uint32_t even = word & 2 ? c2 : c0, odd = word & 2 ? c3 : c1;
+        words[j] = word & 1 ? odd : even;
+    }
+    return wanted;
+}
+
 /* -- per dtype ------------------------------------------------------------------------------------------------------ */
 
 /* Partial sums of a reduction, for either dtype: four AVX-512 registers of floats. GCC keeps them in registers. */
@@ -165,6 +224,8 @@ enum { ACTIVATION_NONE = 0, ACTIVATION_RELU = 1, ACTIVATION_LEAKY_RELU = 2 };
 
 /* Rows of batch norm's table of parameters: entry (row, j) is p[row * ld + j]. Forward uses the first four. */
 enum { BN_MEAN_HI, BN_MEAN_LO, BN_SCALE, BN_BETA, BN_DZ_MEAN, BN_SLOPE_X, BN_ROWS };
+/* Activations that are functions of their own only; batch norm fuses the three above. */
+enum { ACTIVATION_ELU = 3, ACTIVATION_CELU = 4, ACTIVATION_SIGMOID = 5, ACTIVATION_TANH = 6 };
 
 #define real float
 #define uint_of_real uint32_t
@@ -452,5 +513,145 @@ static void FN(bn_reduce_run)(const real *dy, const real *x, const real *residua
 #undef BN_CENTERED
 #undef BN_Z
 #undef BN_DISPATCH
+
+/* -- activations ---------------------------------------------------------------------------------------------------- */
+
+/* e**x - 1 over the whole range without cancellation: x = n ln 2 + r as in exp, then 2**n (e**r - 1) + (2**n - 1), with
+   2**n = a*b so that neither factor overflows before the result does. NaN and the sign of zero pass. At most 3 ulp. */
+FASTNORM_INLINE real FN(expm1)(real x) {
+#ifdef FASTNORM_DOUBLE
+    const real top = 710.0, bottom = -40.0, log2e = 1.4426950408889634, magic = 6755399441055744.0;
+    const real ln2_hi = 6.93145751953125e-1, ln2_lo = 1.42860682030941723212e-6;
+    const uint_of_real bias = 1023;
+    const int shift = 52;
+#else
+    const real top = 89.0f, bottom = -20.0f, log2e = 1.44269504f, magic = 12582912.0f;
+    const real ln2_hi = 0.693359375f, ln2_lo = -2.12194440e-4f;
+    const uint_of_real bias = 127;
+    const int shift = 23;
+#endif
+    const real zero_or_nan = x;
+    x = x > top ? top : x; /* written so that NaN passes */
+    x = x < bottom ? bottom : x; /* the result is -1 there */
+    const real shifted = x * log2e + magic;
+    const real n = shifted - magic;
+    uint_of_real bits, magic_bits;
+    memcpy(&bits, &shifted, sizeof bits);
+    memcpy(&magic_bits, &magic, sizeof bits);
+    real r = FN(muladd)(n, -ln2_hi, x);
+    r = FN(muladd)(n, -ln2_lo, r);
+#ifdef FASTNORM_DOUBLE
+    real p = 1.0 / 6227020800.0;
+    p = FN(muladd)(p, r, 1.0 / 479001600.0);
+    p = FN(muladd)(p, r, 1.0 / 39916800.0);
+    p = FN(muladd)(p, r, 1.0 / 3628800.0);
+    p = FN(muladd)(p, r, 1.0 / 362880.0);
+    p = FN(muladd)(p, r, 1.0 / 40320.0);
+    p = FN(muladd)(p, r, 1.0 / 5040.0);
+    p = FN(muladd)(p, r, 1.0 / 720.0);
+    p = FN(muladd)(p, r, 1.0 / 120.0);
+    p = FN(muladd)(p, r, 1.0 / 24.0);
+    p = FN(muladd)(p, r, 1.0 / 6.0);
+    p = FN(muladd)(p, r, 0.5);
+#else
+    real p = 1.9875691500e-4f;
+    p = FN(muladd)(p, r, 1.3981999507e-3f);
+    p = FN(muladd)(p, r, 8.3334519073e-3f);
+    p = FN(muladd)(p, r, 4.1665795894e-2f);
+    p = FN(muladd)(p, r, 1.6666665459e-1f);
+    p = FN(muladd)(p, r, 5.0000001201e-1f);
+#endif
+    p = FN(muladd)(p * r, r, r);
+    const uint_of_real n_plus_bias2 = bits - magic_bits + 2 * bias, half = n_plus_bias2 >> 1;
+    const uint_of_real rest = n_plus_bias2 - half;
+    const uint_of_real a_bits = half << shift, b_bits = rest << shift, b_inverse_bits = (2 * bias - rest) << shift;
+    real a, b, b_inverse;
+    memcpy(&a, &a_bits, sizeof a);
+    memcpy(&b, &b_bits, sizeof b);
+    memcpy(&b_inverse, &b_inverse_bits, sizeof b_inverse);
+    const real result = FN(muladd)(p, a, a - b_inverse) * b;
+    return zero_or_nan == 0 ? zero_or_nan : result;
+}
+
+FASTNORM_INLINE real FN(absolute)(real x) { return x < 0 ? -x : x; }
+
+/* 1 / (1 + e**-x), from e**-|x| so that nothing overflows and the left tail keeps its relative accuracy. */
+FASTNORM_INLINE real FN(sigmoid)(real x) {
+    const real e = FN(exp)(-FN(absolute)(x));
+    return (x >= 0 ? 1 : e) / (1 + e);
+}
+
+/* From u = e**(-2|x|) - 1: |tanh x| = -u / (2 + u). */
+FASTNORM_INLINE real FN(tanh)(real x) {
+    const real u = FN(expm1)(-2 * FN(absolute)(x));
+    const real t = u / (2 + u); /* -|tanh x| */
+    return x < 0 ? t : -t;
+}
+
+FASTNORM_INLINE real FN(elu)(real x, real alpha) {
+    const real negative = alpha * FN(expm1)(x > 0 ? 0 : x);
+    return x > 0 ? x : negative;
+}
+FASTNORM_INLINE real FN(elu_gradient)(real dy, real x, real alpha) {
+    const real slope = alpha * FN(exp)(x > 0 ? 0 : x);
+    return x > 0 ? dy : dy * slope;
+}
+FASTNORM_INLINE real FN(celu)(real x, real alpha) {
+    const real negative = alpha * FN(expm1)((x > 0 ? 0 : x) / alpha);
+    return x > 0 ? x : negative;
+}
+FASTNORM_INLINE real FN(celu_gradient)(real dy, real x, real alpha) {
+    const real slope = FN(exp)((x > 0 ? 0 : x) / alpha);
+    return x > 0 ? dy : dy * slope;
+}
+/* From y, in an order of the factors in which no product overflows and no difference cancels. */
+FASTNORM_INLINE real FN(sigmoid_gradient)(real dy, real y) { return dy * (1 - y) * y; }
+FASTNORM_INLINE real FN(tanh_gradient)(real dy, real y) { return dy * ((1 - y) * (1 + y)); }
+
+#define ELEMENTWISE(EXPRESSION) \
+    { \
+        SIMD \
+        for (ptrdiff_t i = 0; i < n; i++) y[i] = EXPRESSION; \
+        return; \
+    }
+
+/* IN x[n], OUT y[n], which may be x. `a` is the slope or alpha. */
+static void FN(activation)(int kind, const real *x, real *y, ptrdiff_t n, real a) {
+    switch (kind) {
+    case ACTIVATION_RELU: ELEMENTWISE(FN(activate)(x[i], ACTIVATION_RELU, 0))
+    case ACTIVATION_LEAKY_RELU: ELEMENTWISE(FN(activate)(x[i], ACTIVATION_LEAKY_RELU, a))
+    case ACTIVATION_ELU: ELEMENTWISE(FN(elu)(x[i], a))
+    case ACTIVATION_CELU: ELEMENTWISE(FN(celu)(x[i], a))
+    case ACTIVATION_SIGMOID: ELEMENTWISE(FN(sigmoid)(x[i]))
+    case ACTIVATION_TANH: ELEMENTWISE(FN(tanh)(x[i]))
+    }
+}
+
+/* IN dy[n], x[n] (for sigmoid and tanh: their output), OUT y[n], which may be dy. */
+static void FN(activation_backward)(int kind, const real *dy, const real *x, real *y, ptrdiff_t n, real a) {
+    switch (kind) {
+    case ACTIVATION_RELU: ELEMENTWISE(FN(activate_gradient)(dy[i], x[i], ACTIVATION_RELU, 0))
+    case ACTIVATION_LEAKY_RELU: ELEMENTWISE(FN(activate_gradient)(dy[i], x[i], ACTIVATION_LEAKY_RELU, a))
+    case ACTIVATION_ELU: ELEMENTWISE(FN(elu_gradient)(dy[i], x[i], a))
+    case ACTIVATION_CELU: ELEMENTWISE(FN(celu_gradient)(dy[i], x[i], a))
+    case ACTIVATION_SIGMOID: ELEMENTWISE(FN(sigmoid_gradient)(dy[i], x[i]))
+    case ACTIVATION_TANH: ELEMENTWISE(FN(tanh_gradient)(dy[i], x[i]))
+    }
+}
+
+#undef ELEMENTWISE
+
+/* Inverted dropout of n values whose random words are numbered first, first + step, ...: IN x[n], OUT y[n], which may
+   be x. A dropped value is multiplied by 0, so that NaN and infinity show. */
+static void FN(dropout)(const real *x, real *y, ptrdiff_t n, uint64_t seed, uint64_t offset, uint64_t first,
+                        uint64_t step, uint32_t threshold, real scale) {
+    uint32_t words[PHILOX_WORDS];
+    for (ptrdiff_t done = 0; done < n;) {
+        const ptrdiff_t count = philox_words(words, n - done, seed, offset, first + (uint64_t)done * step, step);
+        SIMD
+        for (ptrdiff_t j = 0; j < count; j++) y[done + j] = x[done + j] * (words[j] >= threshold ? scale : 0);
+        done += count;
+    }
+}
 
 #endif

@@ -1,6 +1,7 @@
 """`vector.h` for Cython: each loop once, for whichever dtype `real` is; and how kernels take arrays from Python."""
 
 cimport numpy as cnp
+from libc.stdint cimport uint32_t, uint64_t
 
 ctypedef fused real:
     float
@@ -55,6 +56,20 @@ cdef extern from "vector.h" nogil:
     void bn_gradient_f64(const double* dy, const double* x, const double* residual, double* dx, double* dresidual,
                          Py_ssize_t n, const double* p, Py_ssize_t ld, int step, double slope, int activation,
                          bint frozen)
+    # activations
+    enum: ACTIVATION_ELU
+    enum: ACTIVATION_CELU
+    enum: ACTIVATION_SIGMOID
+    enum: ACTIVATION_TANH
+    void philox4x32(uint32_t* counter, uint32_t key0, uint32_t key1)
+    void activation_f32(int kind, const float* x, float* y, Py_ssize_t n, float a)
+    void activation_f64(int kind, const double* x, double* y, Py_ssize_t n, double a)
+    void activation_backward_f32(int kind, const float* dy, const float* x, float* y, Py_ssize_t n, float a)
+    void activation_backward_f64(int kind, const double* dy, const double* x, double* y, Py_ssize_t n, double a)
+    void dropout_f32(const float* x, float* y, Py_ssize_t n, uint64_t seed, uint64_t offset, uint64_t first,
+                     uint64_t step, uint32_t threshold, float scale)
+    void dropout_f64(const double* x, double* y, Py_ssize_t n, uint64_t seed, uint64_t offset, uint64_t first,
+                     uint64_t step, uint32_t threshold, double scale)
 
 
 cdef inline void* data(object a) noexcept:
@@ -126,3 +141,24 @@ cdef inline double sum_squares(const real* x, Py_ssize_t n) noexcept nogil:
         return sum_squares_f32(x, n)
     else:
         return sum_squares_f64(x, n)
+cdef inline void activation(int kind, const real* x, real* y, Py_ssize_t n, real a) noexcept nogil:
+    if real is float:
+        activation_f32(kind, x, y, n, a)
+    else:
+        activation_f64(kind, x, y, n, a)
+
+
+cdef inline void activation_backward(int kind, const real* dy, const real* x, real* y, Py_ssize_t n,
+                                     real a) noexcept nogil:
+    if real is float:
+        activation_backward_f32(kind, dy, x, y, n, a)
+    else:
+        activation_backward_f64(kind, dy, x, y, n, a)
+
+
+cdef inline void dropout_run(const real* x, real* y, Py_ssize_t n, uint64_t seed, uint64_t offset, uint64_t first,
+                             uint64_t step, uint32_t threshold, real scale) noexcept nogil:
+    if real is float:
+        dropout_f32(x, y, n, seed, offset, first, step, threshold, scale)
+    else:
+        dropout_f64(x, y, n, seed, offset, first, step, threshold, scale)
