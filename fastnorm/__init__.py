@@ -48,3 +48,13 @@ from .activations import (
 __all__ = ["celu", "celu_backward", "dropout", "dropout_backward", "elu", "elu_backward", "get_num_threads", "init",
            "layers", "leaky_relu", "leaky_relu_backward", "relu", "relu_backward", "set_num_threads", "show_config",
            "sigmoid", "sigmoid_backward", "tanh", "tanh_backward"]
+from .loss import log_softmax, softmax, softmax_cross_entropy
+
+__all__ = [
+    "get_num_threads",
+    "log_softmax",
+    "set_num_threads",
+    "show_config",
+    "softmax",
+    "softmax_cross_entropy",
+]
