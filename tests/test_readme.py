@@ -1,0 +1,27 @@
+"""The README's example runs, and its commands are where `.ci/run` looks for them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+@pytest.mark.skipif(not README.exists(), reason="tests run outside a checkout")
+def test_example_runs_and_learns(capsys):
+    (example,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(example.strip().splitlines()) <= 13
+    exec(compile(example, "README.md", "exec"), {})
+    loss = float(capsys.readouterr().out.split()[-1])
+    assert loss < 2.0  # ln 10 = 2.3 is chance
+
+
+@pytest.mark.skipif(not README.exists(), reason="tests run outside a checkout")
+def test_commands_are_marked():
+    text = README.read_text(encoding="utf-8")
+    for mark, part in (("main-job", "python -m fastnorm train"), ("tests", "python -m pytest")):
+        (command,) = re.findall(rf"<!-- ci: {mark} -->\n```sh\n(.*)\n```", text)
+        assert part in command
