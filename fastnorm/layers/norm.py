@@ -91,8 +91,10 @@ class BatchNorm(Layer):
         affine = check_flag("affine", affine)
 
         zeros, ones = np.zeros(self.num_features, self.dtype), np.ones(self.num_features, self.dtype)
-        self.gamma, self.gamma_grad = (ones.copy(), zeros.copy()) if affine else (None, None)
-        self.beta, self.beta_grad = (zeros.copy(), zeros.copy()) if affine else (None, None)
+        self.gamma = ones.copy() if affine else None
+        self.beta = zeros.copy() if affine else None
+        self.gamma_grad = zeros.copy() if affine else None
+        self.beta_grad = zeros.copy() if affine else None
         self.running_mean, self.running_var = zeros, ones
         self._cache: Any = None
 
