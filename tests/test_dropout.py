@@ -38,6 +38,21 @@ def test_words_and_elements(level, seed, offset):
         np.testing.assert_array_equal(fn.dropout(x, p, seed=seed, offset=offset) != 0, words >= int(p * 2**32))
 
 
+def test_counters_above_32_bits(level):
+    """Element numbers that no array here reaches, through the kernel itself: in one run across 2**34, and far apart."""
+    def words(numbers):
+        return [kernels.activation.philox((i // 4 & 0xFFFFFFFF, i // 4 >> 32, 0, 0), (7, 0))[i % 4] for i in numbers]
+
+    x, y = np.ones(400), np.empty(400)
+    first = (1 << 34) - 102
+    kernels.activation.dropout(x, y, 2.0, 1 << 31, 7, 0, (2, 200), (first, 1), 1)
+    expected = np.array(words([*range(200), *range(first, first + 200)])) >= 1 << 31
+    np.testing.assert_array_equal(y != 0, expected)
+    step = (1 << 33) + 3
+    kernels.activation.dropout(x, y, 2.0, 1 << 31, 7, 0, (400,), (step,), 1)
+    np.testing.assert_array_equal(y != 0, np.array(words(range(0, 400 * step, step))) >= 1 << 31)
+
+
 def expected_mask(shape, p, seed, offset):
     return (reference.random_words(int(np.prod(shape)), seed, offset) >= int(p * 2**32)).reshape(shape)
 

@@ -75,7 +75,7 @@ ERRORS = [
     ("dtype unknown", {"dtype": "floating"}, TypeError, "dtype: expected float32 or float64, got 'floating'"),
     ("dtype None", {"dtype": None}, TypeError, "dtype: expected float32 or float64, got None"),
     ("rng kind", {"rng": "0"}, TypeError, "rng: expected a numpy.random.Generator, an integer seed or None, got str"),
-    ("rng float", {"rng": 0.5}, TypeError, "rng: expected a numpy.random.Generator, an integer seed or None, got float"),
+    ("rng float", {"rng": 0.5}, TypeError, "an integer seed or None, got float"),
     ("rng negative", {"rng": -1}, ValueError, "rng: expected an integer >= 0, got -1"),
 ]
 

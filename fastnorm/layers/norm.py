@@ -119,8 +119,9 @@ class BatchNorm(Layer):
 
     def backward(self, dy: Array) -> Array:
         """Return the gradient for x; overwrite `grads`."""
+        cache = self._kept(self._cache)
         dx: Array
-        dx, gamma_grad, beta_grad = self._functions.batch_norm_backward(dy, self._kept(self._cache))
+        dx, gamma_grad, beta_grad = self._functions.batch_norm_backward(dy, cache)
         if self.gamma_grad is not None and self.beta_grad is not None:
             self.gamma_grad[...] = gamma_grad
             self.beta_grad[...] = beta_grad
