@@ -26,7 +26,7 @@ from fastnorm.layers import (
     Tanh,
 )
 
-# -- stand-in for batch norm and loss: delete down to the end, and let BACKENDS be fn and fn.reference ------------------
+# -- stand-in for batch norm and loss: delete down to the end, and let BACKENDS be fn and fn.reference ----------------
 
 
 def _per_channel(v, x, axis):
