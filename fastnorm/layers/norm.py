@@ -139,11 +139,22 @@ class BatchNorm(Layer):
         Raises
         ------
         TypeError
-            If ``moments`` does not have ``count``, ``mean`` and ``var``.
+            If ``moments`` is of another kind.
         ValueError
             If it has another number of channels or too few values.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import fastnorm as fn
+        >>> moments = fn.Moments()
+        >>> moments.update(np.array([[1.0, 5.0], [3.0, 5.0]]))
+        >>> layer = fn.layers.BatchNorm(2)
+        >>> layer.set_statistics(moments)
+        >>> layer.running_mean, layer.running_var
+        (array([2., 5.], dtype=float32), array([2., 0.], dtype=float32))
         """
-        if not all(hasattr(moments, name) for name in ("count", "mean", "var")):
+        if not (hasattr(moments, "count") and hasattr(moments, "var")):  # mean of nothing is an error of its own
             raise TypeError(f"moments: expected a fastnorm.Moments, got {type(moments).__name__}")
         ddof = int(self.unbiased_running_var)
         if moments.count <= ddof:
