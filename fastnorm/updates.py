@@ -85,16 +85,19 @@ def _check_disjoint_lists(arrays: list[tuple[str, Array, bool]]) -> None:
     """Require that no array that is written shares a byte with any other one."""
     ranges = sorted([(*np.lib.array_utils.byte_bounds(a), at) for at, (_, a, _) in enumerate(arrays) if a.size])
     open_ranges: list[tuple[int, int]] = []  # (end, position) of those that may reach the next one
+    meeting: list[tuple[int, int]] = []  # positions of pairs whose ranges meet, the later one first
     for low, high, at in ranges:
         open_ranges = [(end, other) for end, other in open_ranges if end > low]
-        for _, other in open_ranges:
-            # The exact test costs microseconds: only where the ranges meet, and the later argument is the one to name.
-            (name, a, writes), (other_name, b, other_writes) = arrays[max(at, other)], arrays[min(at, other)]
-            if writes:
-                check_disjoint((name, a), (other_name, b))
-            elif other_writes:
-                check_disjoint((other_name, b), (name, a))
+        meeting += [(max(at, other), min(at, other)) for _, other in open_ranges]
         open_ranges.append((high, at))
+    # The exact test costs microseconds: only where ranges meet. In the order of the arguments, not of the addresses, so
+    # that the message is the same every time.
+    for later, earlier in sorted(meeting):
+        (name, a, writes), (other_name, b, other_writes) = arrays[later], arrays[earlier]
+        if writes:
+            check_disjoint((name, a), (other_name, b))
+        elif other_writes:
+            check_disjoint((other_name, b), (name, a))
 
 
 def _run(kernel: Callable[..., Any], lists: Lists, present: tuple[int | None, ...], *constants: object) -> Any:

@@ -19,7 +19,8 @@ from fastnorm import _runtime
 def python(code, **environment):
     """Run code in a fresh interpreter with these environment variables."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(("FASTNORM_", "OMP_"))}
-    return subprocess.run([sys.executable, "-c", code], env=env | environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run([sys.executable, "-c", code], env=env | environment, capture_output=True, text=True,
+                          timeout=60)
 
 
 SHOW = "import fastnorm as fn; from fastnorm import _runtime; print(_runtime.kernels.level, fn.get_num_threads())"
@@ -44,7 +45,7 @@ def test_unknown_level_is_a_clear_error_at_import():
 def test_level_that_the_machine_lacks_is_a_clear_error(monkeypatch):
     monkeypatch.setattr(_runtime._facts, "cpu_supports", lambda level: level == "baseline", raising=True)
     if "avx2" in _runtime.built_levels():
-        with pytest.raises(ImportError, match=r"FASTNORM_ISA: expected one of baseline, got 'avx2': this machine cannot"):
+        with pytest.raises(ImportError, match="expected one of baseline, got 'avx2': this machine cannot run it"):
             _runtime.choose_level("avx2")
     assert _runtime.choose_level(None)[0] == "baseline"
 
@@ -87,7 +88,8 @@ def test_thread_settings():
 def test_bad_thread_environment_is_a_clear_error(value):
     result = python(SHOW, FASTNORM_NUM_THREADS=value)
     assert result.returncode == 1
-    assert result.stderr.splitlines()[-1].startswith("ImportError: FASTNORM_NUM_THREADS: expected an integer in [1, 1024]")
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("ImportError: FASTNORM_NUM_THREADS: expected an integer in [1, 1024], got")
 
 
 @pytest.mark.parametrize(("n", "error", "message"), [
@@ -143,6 +145,6 @@ def test_kernels_release_the_gil_and_are_safe_from_many_python_threads():
 
 def test_import_needs_numpy_alone():
     """No extra is imported with the package."""
-    code = ("import sys, fastnorm; extras = {'sklearn', 'matplotlib', 'rich', 'threadpoolctl', 'scipy'} & set(sys.modules);"
-            "print(sorted(extras))")
+    code = ("import sys, fastnorm;"
+            "print(sorted({'sklearn', 'matplotlib', 'rich', 'threadpoolctl', 'scipy'} & set(sys.modules)))")
     assert python(code).stdout.strip() == "[]"
