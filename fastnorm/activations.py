@@ -410,8 +410,7 @@ def celu_backward(dy: Array, x: Array, *, alpha: float = 1.0, out: Array | None 
     Returns
     -------
     ndarray
-        Gradient with respect to the input, in x's memory order, or ``out``. ``x / alpha`` is rounded before the
-        exponential, so that the relative error grows as ``abs(x / alpha)`` ulp (not for alpha 1).
+        Gradient with respect to the input, in x's memory order, or ``out``.
 
     Raises
     ------

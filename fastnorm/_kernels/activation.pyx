@@ -76,9 +76,9 @@ cdef inline void compute(const Job* job, const real* dy, const real* x, real* y,
     if job.operation == DROPOUT:
         dropout_span(job, x, y, start, n)
     elif job.operation == FORWARD:
-        activation(job.kind, x + start, y, n, <real> job.factor)
+        activation(job.kind, x + start, y, n, job.factor)
     else:
-        activation_backward(job.kind, dy + start, x + start, y, n, <real> job.factor)
+        activation_backward(job.kind, dy + start, x + start, y, n, job.factor)
 
 
 # -- tiles -------------------------------------------------------------------------------------------------------------

@@ -828,30 +828,56 @@ static void FN(bn_reduce_run)(const real *dy, const real *x, const real *residua
 
 /* -- activations ---------------------------------------------------------------------------------------------------- */
 
-/* e**x - 1 over the whole range without cancellation: x = n ln 2 + r as in exp, then 2**n (e**r - 1) + (2**n - 1), with
-   2**n = a*b so that neither factor overflows before the result does. NaN and the sign of zero pass. At most 3 ulp. */
-FASTNORM_INLINE real FN(expm1)(real x) {
 #ifdef FASTNORM_DOUBLE
-    const real top = 710.0, bottom = -40.0, log2e = 1.4426950408889634, magic = 6755399441055744.0;
-    const real ln2_hi = 6.93145751953125e-1, ln2_lo = 1.42860682030941723212e-6;
-    const uint_of_real bias = 1023;
-    const int shift = 52;
+#define EXP_BIAS 1023
+#define EXP_SHIFT 52
+#define EXP_MAGIC 6755399441055744.0
+#define EXP_BOTTOM -746.0
 #else
-    const real top = 89.0f, bottom = -20.0f, log2e = 1.44269504f, magic = 12582912.0f;
-    const real ln2_hi = 0.693359375f, ln2_lo = -2.12194440e-4f;
-    const uint_of_real bias = 127;
-    const int shift = 23;
+#define EXP_BIAS 127
+#define EXP_SHIFT 23
+#define EXP_MAGIC 12582912.0f
+#define EXP_BOTTOM -104.5f
 #endif
-    const real zero_or_nan = x;
-    x = x > top ? top : x; /* written so that NaN passes */
-    x = x < bottom ? bottom : x; /* the result is -1 there */
-    const real shifted = x * log2e + magic;
+#define LN2_HI 6.93145751953125e-1 /* 17 bits */
+#define LN2_LO 1.42860682030941723212e-6
+
+/* The reduction of exp for any unit: x = n*period + r, where period = ln 2 times the unit in two numbers, the upper one
+   short enough for an exact product with n, and t is x in that unit, roughly. Returns r, and n + 2*EXP_BIAS. */
+FASTNORM_INLINE real FN(exp_reduce)(real x, real t, real period_hi, real period_lo, uint_of_real *n_plus_bias2) {
+    const real magic = EXP_MAGIC, shifted = t * (real)1.4426950408889634 + magic;
     const real n = shifted - magic;
     uint_of_real bits, magic_bits;
     memcpy(&bits, &shifted, sizeof bits);
     memcpy(&magic_bits, &magic, sizeof bits);
-    real r = FN(muladd)(n, -ln2_hi, x);
-    r = FN(muladd)(n, -ln2_lo, r);
+    *n_plus_bias2 = bits - magic_bits + 2 * EXP_BIAS;
+    return FN(muladd)(n, -period_lo, FN(muladd)(n, -period_hi, x));
+}
+
+/* Splits ln 2 times a unit for exp_reduce. */
+static void FN(exp_period)(double unit, real *hi, real *lo) {
+    double upper = unit * 0.6931471805599453;
+    uint64_t bits;
+    memcpy(&bits, &upper, sizeof bits);
+    bits &= ~(uint64_t)0 << (sizeof(real) == 4 ? 41 : 11); /* what n, of 8 or 11 bits, leaves free of 24 or 53 */
+    memcpy(&upper, &bits, sizeof upper);
+    *hi = (real)upper;
+    *lo = (real)(fma(unit, LN2_HI, -upper) + unit * LN2_LO);
+}
+
+/* e**x - 1 over the whole range without cancellation: x = n ln 2 + r as in exp, then 2**n (e**r - 1) + (2**n - 1), with
+   2**n = a*b so that neither factor overflows before the result does. NaN and the sign of zero pass. At most 2 ulp.
+   Polynomial of Cephes' expf (float), Taylor to degree 13 (double). */
+FASTNORM_INLINE real FN(expm1)(real x) {
+#ifdef FASTNORM_DOUBLE
+    const real top = 710.0, bottom = -40.0, ln2_hi = LN2_HI, ln2_lo = LN2_LO;
+#else
+    const real top = 89.0f, bottom = -20.0f, ln2_hi = 0.693359375f, ln2_lo = -2.12194440e-4f;
+#endif
+    real y = x > top ? top : x; /* written so that NaN passes */
+    y = y < bottom ? bottom : y; /* the result is -1 there */
+    uint_of_real n_plus_bias2;
+    const real r = FN(exp_reduce)(y, y, ln2_hi, ln2_lo, &n_plus_bias2);
 #ifdef FASTNORM_DOUBLE
     real p = 1.0 / 6227020800.0;
     p = FN(muladd)(p, r, 1.0 / 479001600.0);
@@ -874,15 +900,25 @@ FASTNORM_INLINE real FN(expm1)(real x) {
     p = FN(muladd)(p, r, 5.0000001201e-1f);
 #endif
     p = FN(muladd)(p * r, r, r);
-    const uint_of_real n_plus_bias2 = bits - magic_bits + 2 * bias, half = n_plus_bias2 >> 1;
-    const uint_of_real rest = n_plus_bias2 - half;
-    const uint_of_real a_bits = half << shift, b_bits = rest << shift, b_inverse_bits = (2 * bias - rest) << shift;
+    const uint_of_real half = n_plus_bias2 >> 1, rest = n_plus_bias2 - half;
+    const uint_of_real a_bits = half << EXP_SHIFT, b_bits = rest << EXP_SHIFT;
+    const uint_of_real b_inverse_bits = (2 * EXP_BIAS - rest) << EXP_SHIFT;
     real a, b, b_inverse;
     memcpy(&a, &a_bits, sizeof a);
     memcpy(&b, &b_bits, sizeof b);
     memcpy(&b_inverse, &b_inverse_bits, sizeof b_inverse);
     const real result = FN(muladd)(p, a, a - b_inverse) * b;
-    return zero_or_nan == 0 ? zero_or_nan : result;
+    return x == 0 ? x : result;
+}
+
+/* e**(x/alpha) for x <= 0, given 1/alpha and exp_period of alpha: without the rounding of x/alpha, which at -80 alone
+   would cost 40 ulp. At most 2 ulp. */
+FASTNORM_INLINE real FN(exp_quotient)(real x, real inverse, real period_hi, real period_lo) {
+    const real t = x * inverse;
+    uint_of_real n_plus_bias2;
+    const real r = FN(exp_reduce)(x, t, period_hi, period_lo, &n_plus_bias2) * inverse;
+    const real result = FN(scale_by_power_of_two)(FN(exp_polynomial)(r), n_plus_bias2);
+    return t < EXP_BOTTOM ? 0 : result; /* written so that NaN passes */
 }
 
 FASTNORM_INLINE real FN(absolute)(real x) { return x < 0 ? -x : x; }
@@ -912,8 +948,8 @@ FASTNORM_INLINE real FN(celu)(real x, real alpha) {
     const real negative = alpha * FN(expm1)((x > 0 ? 0 : x) / alpha);
     return x > 0 ? x : negative;
 }
-FASTNORM_INLINE real FN(celu_gradient)(real dy, real x, real alpha) {
-    const real slope = FN(exp)((x > 0 ? 0 : x) / alpha);
+FASTNORM_INLINE real FN(celu_gradient)(real dy, real x, real inverse, real period_hi, real period_lo) {
+    const real slope = FN(exp_quotient)(x > 0 ? 0 : x, inverse, period_hi, period_lo);
     return x > 0 ? dy : dy * slope;
 }
 /* From y, in an order of the factors in which no product overflows and no difference cancels. */
@@ -927,8 +963,9 @@ FASTNORM_INLINE real FN(tanh_gradient)(real dy, real y) { return dy * ((1 - y) *
         return; \
     }
 
-/* IN x[n], OUT y[n], which may be x. `a` is the slope or alpha. */
-static void FN(activation)(int kind, const real *x, real *y, ptrdiff_t n, real a) {
+/* IN x[n], OUT y[n], which may be x. The factor is the slope or alpha. */
+static void FN(activation)(int kind, const real *x, real *y, ptrdiff_t n, double factor) {
+    const real a = (real)factor;
     switch (kind) {
     case ACTIVATION_RELU: ELEMENTWISE(FN(activate)(x[i], ACTIVATION_RELU, 0))
     case ACTIVATION_LEAKY_RELU: ELEMENTWISE(FN(activate)(x[i], ACTIVATION_LEAKY_RELU, a))
@@ -940,18 +977,30 @@ static void FN(activation)(int kind, const real *x, real *y, ptrdiff_t n, real a
 }
 
 /* IN dy[n], x[n] (for sigmoid and tanh: their output), OUT y[n], which may be dy. */
-static void FN(activation_backward)(int kind, const real *dy, const real *x, real *y, ptrdiff_t n, real a) {
+static void FN(activation_backward)(int kind, const real *dy, const real *x, real *y, ptrdiff_t n, double factor) {
+    const real a = (real)factor;
     switch (kind) {
     case ACTIVATION_RELU: ELEMENTWISE(FN(activate_gradient)(dy[i], x[i], ACTIVATION_RELU, 0))
     case ACTIVATION_LEAKY_RELU: ELEMENTWISE(FN(activate_gradient)(dy[i], x[i], ACTIVATION_LEAKY_RELU, a))
     case ACTIVATION_ELU: ELEMENTWISE(FN(elu_gradient)(dy[i], x[i], a))
-    case ACTIVATION_CELU: ELEMENTWISE(FN(celu_gradient)(dy[i], x[i], a))
+    case ACTIVATION_CELU: {
+        const real inverse = (real)(1 / factor);
+        real hi, lo;
+        FN(exp_period)(factor, &hi, &lo);
+        ELEMENTWISE(FN(celu_gradient)(dy[i], x[i], inverse, hi, lo))
+    }
     case ACTIVATION_SIGMOID: ELEMENTWISE(FN(sigmoid_gradient)(dy[i], x[i]))
     case ACTIVATION_TANH: ELEMENTWISE(FN(tanh_gradient)(dy[i], x[i]))
     }
 }
 
 #undef ELEMENTWISE
+#undef EXP_BIAS
+#undef EXP_SHIFT
+#undef EXP_MAGIC
+#undef EXP_BOTTOM
+#undef LN2_HI
+#undef LN2_LO
 
 /* Inverted dropout of n values whose random words are numbered first, first + step, ...: IN x[n], OUT y[n], which may
    be x. A dropped value is multiplied by 0, so that NaN and infinity show. */

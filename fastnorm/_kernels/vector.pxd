@@ -62,10 +62,10 @@ cdef extern from "vector.h" nogil:
     enum: ACTIVATION_SIGMOID
     enum: ACTIVATION_TANH
     void philox4x32(uint32_t* counter, uint32_t key0, uint32_t key1)
-    void activation_f32(int kind, const float* x, float* y, Py_ssize_t n, float a)
-    void activation_f64(int kind, const double* x, double* y, Py_ssize_t n, double a)
-    void activation_backward_f32(int kind, const float* dy, const float* x, float* y, Py_ssize_t n, float a)
-    void activation_backward_f64(int kind, const double* dy, const double* x, double* y, Py_ssize_t n, double a)
+    void activation_f32(int kind, const float* x, float* y, Py_ssize_t n, double factor)
+    void activation_f64(int kind, const double* x, double* y, Py_ssize_t n, double factor)
+    void activation_backward_f32(int kind, const float* dy, const float* x, float* y, Py_ssize_t n, double factor)
+    void activation_backward_f64(int kind, const double* dy, const double* x, double* y, Py_ssize_t n, double factor)
     void dropout_f32(const float* x, float* y, Py_ssize_t n, uint64_t seed, uint64_t offset, uint64_t first,
                      uint64_t step, uint32_t threshold, float scale)
     void dropout_f64(const double* x, double* y, Py_ssize_t n, uint64_t seed, uint64_t offset, uint64_t first,
@@ -174,19 +174,19 @@ cdef inline double sum_squares(const real* x, Py_ssize_t n) noexcept nogil:
         return sum_squares_f32(x, n)
     else:
         return sum_squares_f64(x, n)
-cdef inline void activation(int kind, const real* x, real* y, Py_ssize_t n, real a) noexcept nogil:
+cdef inline void activation(int kind, const real* x, real* y, Py_ssize_t n, double factor) noexcept nogil:
     if real is float:
-        activation_f32(kind, x, y, n, a)
+        activation_f32(kind, x, y, n, factor)
     else:
-        activation_f64(kind, x, y, n, a)
+        activation_f64(kind, x, y, n, factor)
 
 
 cdef inline void activation_backward(int kind, const real* dy, const real* x, real* y, Py_ssize_t n,
-                                     real a) noexcept nogil:
+                                     double factor) noexcept nogil:
     if real is float:
-        activation_backward_f32(kind, dy, x, y, n, a)
+        activation_backward_f32(kind, dy, x, y, n, factor)
     else:
-        activation_backward_f64(kind, dy, x, y, n, a)
+        activation_backward_f64(kind, dy, x, y, n, factor)
 
 
 cdef inline void dropout_run(const real* x, real* y, Py_ssize_t n, uint64_t seed, uint64_t offset, uint64_t first,

@@ -38,6 +38,11 @@ class _Activation(Layer):
 class ReLU(_Activation):
     """Rectified linear unit: `fastnorm.relu` as a layer.
 
+    Parameters
+    ----------
+    backend : module, optional
+        Where the functions are looked up: `fastnorm` by default.
+
     Examples
     --------
     >>> import numpy as np
@@ -61,6 +66,16 @@ class LeakyReLU(_Activation):
         Slope for x <= 0: finite, at least 0.
     backend : module, optional
         Where the functions are looked up: `fastnorm` by default.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastnorm.layers import LeakyReLU
+    >>> layer = LeakyReLU(0.5)
+    >>> layer.forward(np.array([-2.0, 3.0]))
+    array([-1.,  3.])
+    >>> layer.backward(np.array([1.0, 1.0]))
+    array([0.5, 1. ])
     """
 
     _name = "leaky_relu"
@@ -79,6 +94,16 @@ class ELU(_Activation):
         Minus the limit for very negative x: finite, at least 0.
     backend : module, optional
         Where the functions are looked up: `fastnorm` by default.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastnorm.layers import ELU
+    >>> layer = ELU()
+    >>> layer.forward(np.array([0.0, 3.0]))
+    array([0., 3.])
+    >>> layer.backward(np.array([1.0, 1.0]))
+    array([1., 1.])
     """
 
     _name = "elu"
@@ -97,6 +122,16 @@ class CELU(_Activation):
         Minus the limit for very negative x: finite, greater than 0.
     backend : module, optional
         Where the functions are looked up: `fastnorm` by default.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastnorm.layers import CELU
+    >>> layer = CELU(0.5)
+    >>> layer.forward(np.array([0.0, 3.0]))
+    array([0., 3.])
+    >>> layer.backward(np.array([1.0, 1.0]))
+    array([1., 1.])
     """
 
     _name = "celu"
@@ -107,14 +142,46 @@ class CELU(_Activation):
 
 
 class Sigmoid(_Activation):
-    """Logistic sigmoid: `fastnorm.sigmoid` as a layer."""
+    """Logistic sigmoid: `fastnorm.sigmoid` as a layer.
+
+    Parameters
+    ----------
+    backend : module, optional
+        Where the functions are looked up: `fastnorm` by default.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastnorm.layers import Sigmoid
+    >>> layer = Sigmoid()
+    >>> layer.forward(np.array([0.0, 800.0]))
+    array([0.5, 1. ])
+    >>> layer.backward(np.array([1.0, 1.0]))
+    array([0.25, 0.  ])
+    """
 
     _name = "sigmoid"
     _keeps_output = True
 
 
 class Tanh(_Activation):
-    """Hyperbolic tangent: `fastnorm.tanh` as a layer."""
+    """Hyperbolic tangent: `fastnorm.tanh` as a layer.
+
+    Parameters
+    ----------
+    backend : module, optional
+        Where the functions are looked up: `fastnorm` by default.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastnorm.layers import Tanh
+    >>> layer = Tanh()
+    >>> layer.forward(np.array([0.0, 20.0]))
+    array([0., 1.])
+    >>> layer.backward(np.array([1.0, 1.0]))
+    array([1., 0.])
+    """
 
     _name = "tanh"
     _keeps_output = True

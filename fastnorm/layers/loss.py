@@ -32,6 +32,18 @@ class SoftmaxCrossEntropy(Stateful):
         If an argument is of the wrong kind.
     ValueError
         If a number is out of its range or ``reduction`` is unknown.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastnorm.layers import SoftmaxCrossEntropy
+    >>> criterion = SoftmaxCrossEntropy()
+    >>> loss = criterion.forward(np.zeros((2, 4)), np.array([0, 3]))
+    >>> bool(np.isclose(loss, np.log(4)))
+    True
+    >>> criterion.backward()
+    array([[-0.375,  0.125,  0.125,  0.125],
+           [ 0.125,  0.125,  0.125, -0.375]])
     """
 
     def __init__(self, *, axis: int = -1, weight: Array | None = None, ignore_index: int = -100,

@@ -91,8 +91,10 @@ class BatchNorm(Layer):
         affine = check_flag("affine", affine)
 
         zeros, ones = np.zeros(self.num_features, self.dtype), np.ones(self.num_features, self.dtype)
-        self.gamma, self.gamma_grad = (ones.copy(), zeros.copy()) if affine else (None, None)
-        self.beta, self.beta_grad = (zeros.copy(), zeros.copy()) if affine else (None, None)
+        self.gamma = ones.copy() if affine else None
+        self.beta = zeros.copy() if affine else None
+        self.gamma_grad = zeros.copy() if affine else None
+        self.beta_grad = zeros.copy() if affine else None
         self.running_mean, self.running_var = zeros, ones
         self._cache: Any = None
 
@@ -117,8 +119,9 @@ class BatchNorm(Layer):
 
     def backward(self, dy: Array) -> Array:
         """Return the gradient for x; overwrite `grads`."""
+        cache = self._kept(self._cache)
         dx: Array
-        dx, gamma_grad, beta_grad = self._functions.batch_norm_backward(dy, self._kept(self._cache))
+        dx, gamma_grad, beta_grad = self._functions.batch_norm_backward(dy, cache)
         if self.gamma_grad is not None and self.beta_grad is not None:
             self.gamma_grad[...] = gamma_grad
             self.beta_grad[...] = beta_grad
@@ -136,11 +139,22 @@ class BatchNorm(Layer):
         Raises
         ------
         TypeError
-            If ``moments`` does not have ``count``, ``mean`` and ``var``.
+            If ``moments`` is of another kind.
         ValueError
             If it has another number of channels or too few values.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import fastnorm as fn
+        >>> moments = fn.Moments()
+        >>> moments.update(np.array([[1.0, 5.0], [3.0, 5.0]]))
+        >>> layer = fn.layers.BatchNorm(2)
+        >>> layer.set_statistics(moments)
+        >>> layer.running_mean, layer.running_var
+        (array([2., 5.], dtype=float32), array([2., 0.], dtype=float32))
         """
-        if not all(hasattr(moments, name) for name in ("count", "mean", "var")):
+        if not (hasattr(moments, "count") and hasattr(moments, "var")):  # mean of nothing is an error of its own
             raise TypeError(f"moments: expected a fastnorm.Moments, got {type(moments).__name__}")
         ddof = int(self.unbiased_running_var)
         if moments.count <= ddof:
