@@ -1,0 +1,85 @@
+"""What one training is told: the settings of a run, their defaults, and which of them a checkpoint fixes."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import UserError
+
+
+@dataclass(frozen=True)
+class Rule:
+    """An optimizer's name in `fastnorm.optim`, its default learning rate here, and the decay that `--beta` sets."""
+
+    class_name: str
+    lr: float
+    beta_name: str | None
+    beta: float | None
+
+
+# Learning rates at which each optimizer learns the digits in the default number of epochs, whatever the seed.
+RULES = {
+    "sgd": Rule("SGD", 0.05, "momentum", 0.9),
+    "rmsprop": Rule("RMSProp", 0.001, "alpha", 0.99),
+    "adam": Rule("Adam", 0.002, "beta1", 0.9),
+    "adamw": Rule("AdamW", 0.002, "beta1", 0.9),
+    "adagrad": Rule("Adagrad", 0.02, None, None),
+}
+ACTIVATIONS = ("relu", "leaky_relu", "elu", "celu", "sigmoid", "tanh")
+INITS = tuple(f"{scheme}_{shape}" for scheme in ("lecun", "xavier", "he") for shape in ("normal", "uniform"))
+# The scheme derived for each activation: He et al. 2015 for rectifiers, LeCun et al. 1998 for units that keep the
+# variance of their inputs, Glorot and Bengio 2010 for saturating ones.
+DEFAULT_INIT = {"relu": "he_normal", "leaky_relu": "he_normal", "elu": "lecun_normal", "celu": "lecun_normal",
+                "sigmoid": "xavier_normal", "tanh": "xavier_normal"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides the numbers of a run, apart from the data. Threads and backends are not among it."""
+
+    optimizer: str
+    activation: str
+    init: str
+    dropout: float
+    batch_size: int
+    epochs: int
+    lr: float
+    beta: float | None
+    seed: int
+    augment: bool
+
+
+EPOCHS = 20
+
+# Fixed by what a checkpoint holds; the rest only steers how the training goes on.
+FIXED = ("optimizer", "activation", "init", "dropout", "seed", "augment")
+
+
+def complete(given: dict[str, Any]) -> Settings:
+    """Settings of a fresh run: what the user gave (None or absent: not given), and defaults."""
+    chosen = {name: value for name, value in given.items() if value is not None}
+    optimizer = chosen.get("optimizer", "adam")
+    activation = chosen.get("activation", "relu")
+    rule = RULES[optimizer]
+    if "beta" in chosen and rule.beta_name is None:
+        raise UserError(f"--beta: {optimizer} has no such parameter")
+    defaults: dict[str, Any] = {
+        "optimizer": optimizer, "activation": activation, "init": DEFAULT_INIT[activation], "dropout": 0.0,
+        "batch_size": 64, "epochs": EPOCHS, "lr": rule.lr, "beta": rule.beta, "seed": 0, "augment": False}
+    return Settings(**(defaults | chosen))
+
+
+def resume(saved: Settings, given: dict[str, Any], source: str) -> Settings:
+    """Settings of a run that continues a checkpoint: the saved ones, except what the user gave."""
+    chosen = {name: value for name, value in given.items() if value is not None}
+    for name in FIXED:
+        if chosen.get(name, getattr(saved, name)) != getattr(saved, name):
+            before, now = getattr(saved, name), chosen[name]
+            was = "without --augment" if before is False else f"with --{name} {before}"
+            wanted = "--augment" if now is True else f"--{name} {now}"
+            raise UserError(f"--load: {source}: was trained {was}, cannot go on with {wanted}")
+    if "beta" in chosen and RULES[saved.optimizer].beta_name is None:
+        raise UserError(f"--beta: {saved.optimizer} has no such parameter")
+    return dataclasses.replace(saved, **chosen)
