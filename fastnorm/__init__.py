@@ -3,5 +3,13 @@
 __version__ = "0.1.0"
 
 from ._runtime import get_num_threads, set_num_threads, show_config
+from .norm import batch_norm_backward, batch_norm_forward, batch_norm_inference
 
-__all__ = ["get_num_threads", "set_num_threads", "show_config"]
+__all__ = [
+    "batch_norm_backward",
+    "batch_norm_forward",
+    "batch_norm_inference",
+    "get_num_threads",
+    "set_num_threads",
+    "show_config",
+]

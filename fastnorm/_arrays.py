@@ -90,7 +90,7 @@ def check_integer(name: str, value: object, low: int | None = None) -> int:
 
 def check_number(name: str, value: object, low: float = 0.0, high: float = math.inf, *,
                  open_high: bool = False, finite: bool = True) -> float:
-    """Require a real number in [low, high], or [low, high) with ``open_high``; infinity only with ``finite=False``."""
+    """Require a real number in [low, high], or [low, high) with ``open_high``; infinities only with ``finite=False``."""
     if type(value) is not float:  # the usual case costs one comparison
         if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
             raise TypeError(f"{name}: expected a real number, got {type(value).__name__}")
@@ -99,11 +99,11 @@ def check_number(name: str, value: object, low: float = 0.0, high: float = math.
         except OverflowError:
             raise ValueError(f"{name}: expected a number that a float can hold, got {value}") from None
     # Written so that NaN fails every comparison.
-    if not (low <= value <= high) or (open_high and value == high) or (finite and value == math.inf):
+    if not (low <= value <= high) or (open_high and value == high) or (finite and abs(value) == math.inf):
         if high < math.inf:
             wanted = f"a number in [{low:g}, {high:g}{')' if open_high else ']'}"
         else:
-            wanted = f"a {'finite ' if finite else ''}number >= {low:g}"
+            wanted = f"a {'finite ' if finite else ''}number" + (f" >= {low:g}" if low > -math.inf else "")
         raise ValueError(f"{name}: expected {wanted}, got {value:g}")
     return value
 

@@ -160,7 +160,11 @@ static void scratch_free(void *scratch) {
 /* Partial sums of a reduction, for either dtype: four AVX-512 registers of floats. GCC keeps them in registers. */
 #define LANES 64
 
+/* What follows batch norm; norm.py has the names. */
 enum { ACTIVATION_NONE = 0, ACTIVATION_RELU = 1, ACTIVATION_LEAKY_RELU = 2 };
+
+/* Rows of batch norm's table of parameters: entry (row, j) is p[row * ld + j]. Forward uses the first four. */
+enum { BN_MEAN_HI, BN_MEAN_LO, BN_SCALE, BN_BETA, BN_DZ_MEAN, BN_SLOPE_X, BN_ROWS };
 
 #define real float
 #define uint_of_real uint32_t
@@ -278,11 +282,11 @@ FASTNORM_INLINE real FN(exp)(real x) {
 
 /* -- batch norm ----------------------------------------------------------------------------------------------------- */
 
-/* Parameters of a run of n values. step 0: one channel, each parameter is a single number. step 1: a row of columns,
-   each parameter is n numbers. */
+/* Every loop works on a run of n values. step 0: all of one channel, p points at that channel's column of the parameter
+   table. step 1: value j belongs to column j of the table. */
 
 /* sum[j] += x - pivot and square[j] += (x - pivot)**2, column by column. */
-FASTNORM_INLINE void FN(stats_step)(const real *x, ptrdiff_t n, const real *pivot, int step, real *sum, real *square) {
+FASTNORM_INLINE void FN(bn_stats_loop)(const real *x, ptrdiff_t n, const real *pivot, int step, real *sum, real *square) {
     SIMD
     for (ptrdiff_t j = 0; j < n; j++) {
         const real d = x[j] - pivot[j * step];
@@ -293,7 +297,7 @@ FASTNORM_INLINE void FN(stats_step)(const real *x, ptrdiff_t n, const real *pivo
 
 static void FN(bn_stats_columns)(const real *restrict x, ptrdiff_t n, const real *restrict pivot, real *restrict sum,
                                  real *restrict square) {
-    FN(stats_step)(x, n, pivot, 1, sum, square);
+    FN(bn_stats_loop)(x, n, pivot, 1, sum, square);
 }
 
 /* The same over one channel's run, onto LANES partial sums. */
@@ -302,18 +306,13 @@ static void FN(bn_stats_run)(const real *restrict x, ptrdiff_t n, real pivot, re
     memcpy(s, sum, sizeof s);
     memcpy(q, square, sizeof q);
     ptrdiff_t i = 0;
-    for (; i + LANES <= n; i += LANES) FN(stats_step)(x + i, LANES, &pivot, 0, s, q);
-    FN(stats_step)(x + i, n - i, &pivot, 0, s, q);
+    for (; i + LANES <= n; i += LANES) FN(bn_stats_loop)(x + i, LANES, &pivot, 0, s, q);
+    FN(bn_stats_loop)(x + i, n - i, &pivot, 0, s, q);
     memcpy(sum, s, sizeof s);
     memcpy(square, q, sizeof q);
 }
 
-/* The one place that says what the forward computes before the activation: backward recomputes the mask from the same
-   bits. The mean is two numbers: mean_hi + mean_lo. */
-FASTNORM_INLINE real FN(centered)(real x, real mean_hi, real mean_lo) { return (x - mean_hi) - mean_lo; }
-FASTNORM_INLINE real FN(preactivation)(real centered, real scale, real beta) { return centered * scale + beta; }
-
-/* act'(z) * dy and act(z). Comparisons are written so that NaN passes through. */
+/* act(z), and act'(z) * dy. Comparisons are written so that NaN passes through. */
 FASTNORM_INLINE real FN(activate)(real z, int activation, real slope) {
     if (activation == ACTIVATION_RELU) return z <= 0 ? 0 : z;
     if (activation == ACTIVATION_LEAKY_RELU) return z <= 0 ? z * slope : z;
@@ -325,107 +324,116 @@ FASTNORM_INLINE real FN(activate_gradient)(real dy, real z, int activation, real
     return dy;
 }
 
-#define BN_PARAMETERS const real *restrict mean_hi, const real *restrict mean_lo, const real *restrict scale, \
-                      const real *restrict beta
-#define BN_Z FN(preactivation)(FN(centered)(x[j], mean_hi[j * step], mean_lo[j * step]), scale[j * step], beta[j * step]) \
-             + (with_residual ? residual[j] : 0)
+/* The one place that says what forward computes before the activation; backward recomputes its mask from the same bits.
+   The mean is two numbers, because in float32 one is not enough for data far from zero. */
+#define BN_P(row) p[(row) * ld + j * step]
+#define BN_CENTERED ((x[j] - BN_P(BN_MEAN_HI)) - BN_P(BN_MEAN_LO))
+#define BN_Z(centered) (with_residual ? ((centered) * BN_P(BN_SCALE) + BN_P(BN_BETA)) + residual[j] \
+                                      : (centered) * BN_P(BN_SCALE) + BN_P(BN_BETA))
 
-FASTNORM_INLINE void FN(bn_apply_loop)(const real *x, const real *residual, real *y, ptrdiff_t n, BN_PARAMETERS,
-                                       real slope, int step, int activation, int with_residual) {
+FASTNORM_INLINE void FN(bn_apply_loop)(const real *x, const real *residual, real *y, ptrdiff_t n, const real *restrict p,
+                                       ptrdiff_t ld, int step, real slope, int activation, int with_residual) {
     SIMD
-    for (ptrdiff_t j = 0; j < n; j++) y[j] = FN(activate)(BN_Z, activation, slope);
+    for (ptrdiff_t j = 0; j < n; j++) y[j] = FN(activate)(BN_Z(BN_CENTERED), activation, slope);
 }
 
 /* sum[j] += dz and product[j] += dz * (x - mean), where dz = act'(z) * dy. */
-FASTNORM_INLINE void FN(bn_reduce_loop)(const real *dy, const real *x, const real *residual, ptrdiff_t n, BN_PARAMETERS,
-                                        real slope, int step, int activation, int with_residual,
-                                        real *sum, real *product) {
+FASTNORM_INLINE void FN(bn_reduce_loop)(const real *dy, const real *x, const real *residual, ptrdiff_t n,
+                                        const real *restrict p, ptrdiff_t ld, int step, real slope, int activation,
+                                        int with_residual, real *sum, real *product) {
     SIMD
     for (ptrdiff_t j = 0; j < n; j++) {
-        const real dz = activation ? FN(activate_gradient)(dy[j], BN_Z, activation, slope) : dy[j];
+        const real centered = BN_CENTERED;
+        const real dz = activation ? FN(activate_gradient)(dy[j], BN_Z(centered), activation, slope) : dy[j];
         sum[j] += dz;
-        product[j] += dz * FN(centered)(x[j], mean_hi[j * step], mean_lo[j * step]);
+        product[j] += dz * centered;
     }
 }
 
-/* dx = scale * (dz - dz_mean - (x - mean) * slope_x); dresidual = dz. */
+/* dx = scale * (dz - dz_mean - (x - mean) * slope_x), or scale * dz with frozen statistics; dresidual = dz. */
 FASTNORM_INLINE void FN(bn_gradient_loop)(const real *dy, const real *x, const real *residual, real *dx, real *dresidual,
-                                          ptrdiff_t n, BN_PARAMETERS, const real *restrict dz_mean,
-                                          const real *restrict slope_x, real slope, int step, int activation,
-                                          int with_residual) {
+                                          ptrdiff_t n, const real *restrict p, ptrdiff_t ld, int step, real slope,
+                                          int frozen, int activation, int with_residual) {
     SIMD
     for (ptrdiff_t j = 0; j < n; j++) {
-        const real c = FN(centered)(x[j], mean_hi[j * step], mean_lo[j * step]);
-        const real dz = activation ? FN(activate_gradient)(dy[j], BN_Z, activation, slope) : dy[j];
-        dx[j] = scale[j * step] * ((dz - dz_mean[j * step]) - c * slope_x[j * step]);
+        const real centered = BN_CENTERED;
+        const real dz = activation ? FN(activate_gradient)(dy[j], BN_Z(centered), activation, slope) : dy[j];
+        dx[j] = BN_P(BN_SCALE) * (frozen ? dz : (dz - BN_P(BN_DZ_MEAN)) - centered * BN_P(BN_SLOPE_X));
         if (with_residual) dresidual[j] = dz;
     }
 }
 
-/* One call of a loop above with `step`, `activation` and `with_residual` as constants, so that each of the twelve is
-   compiled for itself. */
-#define BN_DISPATCH_RESIDUAL(CALL, step, activation) \
-    if (residual) CALL(step, activation, 1); else CALL(step, activation, 0);
-#define BN_DISPATCH_ACTIVATION(CALL, step) \
-    if (activation == ACTIVATION_NONE) { BN_DISPATCH_RESIDUAL(CALL, step, ACTIVATION_NONE) } \
-    else if (activation == ACTIVATION_RELU) { BN_DISPATCH_RESIDUAL(CALL, step, ACTIVATION_RELU) } \
-    else { BN_DISPATCH_RESIDUAL(CALL, step, ACTIVATION_LEAKY_RELU) }
-#define BN_DISPATCH(CALL) \
-    if (step) { BN_DISPATCH_ACTIVATION(CALL, 1) } else { BN_DISPATCH_ACTIVATION(CALL, 0) }
+/* LOOP(activation, with_residual) with both as constants, so that the compiler makes each of the six for itself. */
+#define BN_DISPATCH(LOOP) \
+    switch (2 * activation + (residual != NULL)) { \
+        case 2 * ACTIVATION_NONE: LOOP(ACTIVATION_NONE, 0); break; \
+        case 2 * ACTIVATION_NONE + 1: LOOP(ACTIVATION_NONE, 1); break; \
+        case 2 * ACTIVATION_RELU: LOOP(ACTIVATION_RELU, 0); break; \
+        case 2 * ACTIVATION_RELU + 1: LOOP(ACTIVATION_RELU, 1); break; \
+        case 2 * ACTIVATION_LEAKY_RELU: LOOP(ACTIVATION_LEAKY_RELU, 0); break; \
+        default: LOOP(ACTIVATION_LEAKY_RELU, 1); \
+    }
 
-static void FN(bn_apply)(const real *x, const real *residual, real *y, ptrdiff_t n, BN_PARAMETERS, real slope, int step,
-                         int activation) {
-#define BN_CALL(S, A, R) FN(bn_apply_loop)(x, residual, y, n, mean_hi, mean_lo, scale, beta, slope, S, A, R)
-    BN_DISPATCH(BN_CALL)
-#undef BN_CALL
+static void FN(bn_apply)(const real *x, const real *residual, real *y, ptrdiff_t n, const real *p, ptrdiff_t ld, int step,
+                         real slope, int activation) {
+#define ONE(A, R) FN(bn_apply_loop)(x, residual, y, n, p, ld, 0, slope, A, R)
+#define EACH(A, R) FN(bn_apply_loop)(x, residual, y, n, p, ld, 1, slope, A, R)
+    if (step) BN_DISPATCH(EACH) else BN_DISPATCH(ONE)
+#undef ONE
+#undef EACH
 }
 
 static void FN(bn_gradient)(const real *dy, const real *x, const real *residual, real *dx, real *dresidual, ptrdiff_t n,
-                            BN_PARAMETERS, const real *restrict dz_mean, const real *restrict slope_x, real slope,
-                            int step, int activation) {
-#define BN_CALL(S, A, R) FN(bn_gradient_loop)(dy, x, residual, dx, dresidual, n, mean_hi, mean_lo, scale, beta, dz_mean, \
-                                              slope_x, slope, S, A, R)
-    BN_DISPATCH(BN_CALL)
-#undef BN_CALL
+                            const real *p, ptrdiff_t ld, int step, real slope, int activation, int frozen) {
+#define ONE(A, R) FN(bn_gradient_loop)(dy, x, residual, dx, dresidual, n, p, ld, 0, slope, 0, A, R)
+#define EACH(A, R) FN(bn_gradient_loop)(dy, x, residual, dx, dresidual, n, p, ld, 1, slope, 0, A, R)
+#define ONE_FROZEN(A, R) FN(bn_gradient_loop)(dy, x, residual, dx, dresidual, n, p, ld, 0, slope, 1, A, R)
+#define EACH_FROZEN(A, R) FN(bn_gradient_loop)(dy, x, residual, dx, dresidual, n, p, ld, 1, slope, 1, A, R)
+    if (frozen) {
+        if (step) BN_DISPATCH(EACH_FROZEN) else BN_DISPATCH(ONE_FROZEN)
+    } else {
+        if (step) BN_DISPATCH(EACH) else BN_DISPATCH(ONE)
+    }
+#undef ONE
+#undef EACH
+#undef ONE_FROZEN
+#undef EACH_FROZEN
 }
 
-static void FN(bn_reduce_columns)(const real *dy, const real *x, const real *residual, ptrdiff_t n, BN_PARAMETERS,
-                                  real slope, int activation, real *restrict sum, real *restrict product) {
-#define BN_CALL(S, A, R) FN(bn_reduce_loop)(dy, x, residual, n, mean_hi, mean_lo, scale, beta, slope, S, A, R, sum, product)
-    BN_DISPATCH_ACTIVATION(BN_CALL, 1)
-#undef BN_CALL
+static void FN(bn_reduce_columns)(const real *dy, const real *x, const real *residual, ptrdiff_t n, const real *p,
+                                  ptrdiff_t ld, real slope, int activation, real *restrict sum, real *restrict product) {
+#define EACH(A, R) FN(bn_reduce_loop)(dy, x, residual, n, p, ld, 1, slope, A, R, sum, product)
+    BN_DISPATCH(EACH)
+#undef EACH
 }
 
 FASTNORM_INLINE void FN(bn_reduce_run_loop)(const real *dy, const real *x, const real *residual, ptrdiff_t n,
-                                            BN_PARAMETERS, real slope, int activation, int with_residual,
-                                            real *restrict sum, real *restrict product) {
-    real s[LANES], p[LANES];
+                                            const real *restrict p, ptrdiff_t ld, real slope, int activation,
+                                            int with_residual, real *restrict sum, real *restrict product) {
+    real s[LANES], q[LANES];
     memcpy(s, sum, sizeof s);
-    memcpy(p, product, sizeof p);
-    for (ptrdiff_t i = 0; i < n; i += LANES) {
-        const real *r = with_residual ? residual + i : residual;
-        if (i + LANES <= n)
-            FN(bn_reduce_loop)(dy + i, x + i, r, LANES, mean_hi, mean_lo, scale, beta, slope, 0, activation,
-                               with_residual, s, p);
-        else
-            FN(bn_reduce_loop)(dy + i, x + i, r, n - i, mean_hi, mean_lo, scale, beta, slope, 0, activation,
-                               with_residual, s, p);
-    }
+    memcpy(q, product, sizeof q);
+    ptrdiff_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        FN(bn_reduce_loop)(dy + i, x + i, with_residual ? residual + i : NULL, LANES, p, ld, 0, slope, activation,
+                           with_residual, s, q);
+    FN(bn_reduce_loop)(dy + i, x + i, with_residual ? residual + i : NULL, n - i, p, ld, 0, slope, activation,
+                       with_residual, s, q);
     memcpy(sum, s, sizeof s);
-    memcpy(product, p, sizeof p);
+    memcpy(product, q, sizeof q);
 }
 
-static void FN(bn_reduce_run)(const real *dy, const real *x, const real *residual, ptrdiff_t n, BN_PARAMETERS, real slope,
-                              int activation, real *restrict sum, real *restrict product) {
-#define BN_CALL(S, A, R) FN(bn_reduce_run_loop)(dy, x, residual, n, mean_hi, mean_lo, scale, beta, slope, A, R, sum, product)
-    BN_DISPATCH_ACTIVATION(BN_CALL, 0)
-#undef BN_CALL
+/* The same over one channel's run, onto LANES partial sums. */
+static void FN(bn_reduce_run)(const real *dy, const real *x, const real *residual, ptrdiff_t n, const real *p,
+                              ptrdiff_t ld, real slope, int activation, real *restrict sum, real *restrict product) {
+#define ONE(A, R) FN(bn_reduce_run_loop)(dy, x, residual, n, p, ld, slope, A, R, sum, product)
+    BN_DISPATCH(ONE)
+#undef ONE
 }
 
-#undef BN_PARAMETERS
+#undef BN_P
+#undef BN_CENTERED
 #undef BN_Z
 #undef BN_DISPATCH
-#undef BN_DISPATCH_ACTIVATION
-#undef BN_DISPATCH_RESIDUAL
 
 #endif

@@ -1,0 +1,123 @@
+"""Batch normalization in plain NumPy: the twin of ``fastnorm/norm.py``, computed in float64 and rounded once.
+
+The pre-activation that decides the mask of a fused activation is rounded to x's dtype first, as the kernels' is.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .._arrays import Array
+from ..norm import ACTIVATIONS, Backward, _check_backward, _check_forward, _check_inference
+
+__all__ = ["batch_norm_backward", "batch_norm_forward", "batch_norm_inference"]
+
+RELU, LEAKY_RELU = ACTIVATIONS["relu"], ACTIVATIONS["leaky_relu"]
+
+
+class BatchNormCache(NamedTuple):
+    """What the backward needs: x, the mask's source z, float64 statistics shaped to broadcast against x."""
+
+    x: Array
+    residual: Array | None
+    z: Array
+    mean: Array
+    inv_std: Array
+    gamma: Array | None
+    has_beta: bool
+    axis: int
+    training: bool
+    activation: int
+    negative_slope: float
+
+
+def _store(result: Array, like: Array, out: Array | None) -> Array:
+    """Round to like's dtype, in like's memory order, into ``out`` where there is one."""
+    target = np.empty_like(like, subok=False) if out is None else out
+    target[...] = result
+    return target
+
+
+def _normalize(x: Array, mean: Array, var: Array, gamma: Array | None, beta: Array | None, axis: int, eps: float,
+               activation: int, slope: float, residual: Array | None, out: Array | None,
+               training: bool) -> tuple[Array, BatchNormCache]:
+    """The formula, for statistics of either origin, each of shape (C,)."""
+    shape = [1] * x.ndim
+    shape[axis] = -1
+    mean, inv_std = mean.reshape(shape), 1 / np.sqrt(var.reshape(shape) + eps)
+    scale = None if gamma is None else gamma.astype(np.float64).reshape(shape)
+    z = (x - mean) * (inv_std if scale is None else inv_std * scale)
+    if beta is not None:
+        z += beta.astype(np.float64).reshape(shape)
+    if residual is not None:
+        z += residual
+    z = z.astype(x.dtype)
+    y = z
+    if activation == RELU:
+        y = np.where(z <= 0, 0, z)
+    elif activation == LEAKY_RELU:
+        y = np.where(z <= 0, z * slope, z)
+    cache = BatchNormCache(x, residual, z, mean, inv_std, scale, beta is not None, axis, training, activation, slope)
+    return _store(y, x, out), cache
+
+
+def batch_norm_forward(x: Array, gamma: Array | None = None, beta: Array | None = None,
+                       running_mean: Array | None = None, running_var: Array | None = None, *, axis: int = 1,
+                       training: bool = True, momentum: float = 0.1, eps: float = 1e-5,
+                       unbiased_running_var: bool = True, activation: str | None = None, negative_slope: float = 0.01,
+                       residual: Array | None = None, out: Array | None = None) -> tuple[Array, BatchNormCache]:
+    """Twin of `fastnorm.batch_norm_forward`."""
+    axis, number, slope = _check_forward(x, gamma, beta, running_mean, running_var, axis, training, momentum, eps,
+                                         unbiased_running_var, activation, negative_slope, residual, out)
+    with np.errstate(all="ignore"):
+        if training:
+            others = tuple(i for i in range(x.ndim) if i != axis)
+            wide = x.astype(np.float64)
+            mean = wide.mean(others)
+            var = wide.var(others)
+            if running_mean is not None and running_var is not None:
+                n = x.size // x.shape[axis] if x.size else 2
+                running_mean[...] = (1 - momentum) * running_mean.astype(np.float64) + momentum * mean
+                running_var[...] = ((1 - momentum) * running_var.astype(np.float64)
+                                    + momentum * var * (n / (n - 1) if unbiased_running_var else 1))
+        else:
+            mean, var = running_mean.astype(np.float64), running_var.astype(np.float64)  # type: ignore[union-attr]
+        return _normalize(x, mean, var, gamma, beta, axis, eps, number, slope, residual, out, bool(training))
+
+
+def batch_norm_inference(x: Array, running_mean: Array, running_var: Array, gamma: Array | None = None,
+                         beta: Array | None = None, *, axis: int = 1, eps: float = 1e-5, activation: str | None = None,
+                         negative_slope: float = 0.01, residual: Array | None = None, out: Array | None = None) -> Array:
+    """Twin of `fastnorm.batch_norm_inference`."""
+    axis, number, slope = _check_inference(x, running_mean, running_var, gamma, beta, axis, eps, activation,
+                                           negative_slope, residual, out)
+    with np.errstate(all="ignore"):
+        return _normalize(x, running_mean.astype(np.float64), running_var.astype(np.float64), gamma, beta, axis, eps,
+                          number, slope, residual, out, False)[0]
+
+
+def batch_norm_backward(dy: Array, cache: Any, *, out: Array | None = None) -> Backward:
+    """Twin of `fastnorm.batch_norm_backward`."""
+    _check_backward(dy, cache, BatchNormCache, out)
+    x, residual, z, mean, inv_std, gamma, has_beta, axis, training, activation, slope = cache
+    others = tuple(i for i in range(x.ndim) if i != axis)
+    with np.errstate(all="ignore"):
+        dz = dy.astype(np.float64)
+        if activation == RELU:
+            dz = np.where(z <= 0, 0, dz)
+        elif activation == LEAKY_RELU:
+            dz = np.where(z <= 0, dz * slope, dz)
+        xhat = (x - mean) * inv_std
+        scale = inv_std if gamma is None else inv_std * gamma
+        if training and x.size:
+            means = dz.mean(others, keepdims=True), (dz * xhat).mean(others, keepdims=True)
+            dx = scale * (dz - means[0] - xhat * means[1])
+        else:
+            dx = scale * dz
+        dgamma = (dz * xhat).sum(others).astype(x.dtype) if gamma is not None else None
+        dbeta = dz.sum(others).astype(x.dtype) if has_beta else None
+        dresidual = None if residual is None else _store(dz, x, None)
+        gradients = (_store(dx, x, out), dgamma, dbeta)
+    return gradients if dresidual is None else (*gradients, dresidual)
