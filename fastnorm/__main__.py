@@ -10,7 +10,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from . import _runtime
 from ._demo.errors import UserError
@@ -33,6 +33,13 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: object) -> None:
         super().__init__(allow_abbrev=False, **options)  # type: ignore[arg-type]
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Refuse what is unknown here, in the words of the subcommand, not in those of the whole program."""
+        namespace, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unknown option or argument: {' '.join(unknown)}")
+        return namespace, unknown
 
     def error(self, message: str) -> NoReturn:
         """Show the message alone, where argparse prints the usage first."""
@@ -72,7 +79,7 @@ def _parser() -> Parser:
 
     parser = Parser(prog="python -m fastnorm", description="fastnorm: training kernels for NumPy arrays on the CPU")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    info = commands.add_parser("info", help="show version, instruction set, threads, OpenMP runtime, compiler and flags")
+    info = commands.add_parser("info", help="show version, instruction set, threads, OpenMP, compiler and flags")
     info.set_defaults(run=_info)
 
     train = commands.add_parser("train", help="train a network on real digits", description=TRAIN, epilog=TRAIN_END)
@@ -91,7 +98,9 @@ def _parser() -> Parser:
     add("--dropout", type=_number(0, 1, open_low=False), metavar="P",
         help="probability of dropping a hidden unit (default: 0)")
     add("--batch-size", type=_integer(2), metavar="N", help="default: 64")
-    add("--epochs", type=_integer(1), metavar="N", help=f"in all, those of a checkpoint included (default: {settings.EPOCHS})")
+    add("--epochs", type=_integer(1), metavar="N",
+        help=f"in all, those of a checkpoint included (default: {settings.EPOCHS}; {settings.SEARCH_EPOCHS} a setting "
+             "with --search)")
     add("--lr", type=_number(0, math.inf, open_low=True), metavar="RATE", help=f"learning rate (default: {rates})")
     add("--beta", type=_number(0, 1, open_low=False), metavar="B", help=f"decay of the averages: {betas}")
     add("--seed", type=_integer(0), metavar="N", help="default: 0")
@@ -105,7 +114,7 @@ def _parser() -> Parser:
     add("--load", type=Path, metavar="FILE", help="continue a checkpoint")
     add("--plot", type=Path, metavar="FILE", help="draw the training and test curves (.png, .pdf, .svg, ...)")
     add("--search", type=_integer(1), metavar="N",
-        help="instead of one training: try N random settings of learning rate and beta for a few epochs each, then a "
+        help="instead of one training: try N random pairs of learning rate and beta for a few epochs each, then a "
              "finer round around the best, and rank them on a validation split of the training set")
     return parser
 
@@ -124,7 +133,7 @@ def _train(arguments: argparse.Namespace) -> None:
     from ._demo import command, settings
 
     options = vars(arguments)
-    given = {name: options[name] for name in settings.Settings.__dataclass_fields__}
+    given = {name: options[name] for name in settings.Settings.__dataclass_fields__ if options[name] is not None}
     rest = {name: options[name] for name in command.Job.__dataclass_fields__ if name != "given"}
     command.train(command.Job(given=given, **rest))
 
@@ -138,8 +147,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"fastnorm: {error}", file=sys.stderr)
         return USER_ERROR
-    except KeyboardInterrupt:
-        print("fastnorm: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(f"fastnorm: interrupted{f' ({interrupt})' if str(interrupt) else ''}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader has seen enough, as in `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -60,7 +60,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            np.savez(file, state=np.array(text), **arrays)
+            np.savez(file, state=np.array(text), **arrays)  # type: ignore[arg-type]  # of the names
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -16,7 +16,7 @@ from . import checkpoint, display, plot
 from . import search as searching
 from .data import Data, load_digits, load_idx
 from .errors import UserError, reason, require
-from .settings import RULES, Settings, complete, resume
+from .settings import RULES, SEARCH_EPOCHS, Settings, complete, resume
 from .train import Epoch, Run
 
 BACKENDS: dict[str, ModuleType] = {"fastnorm": fastnorm, "reference": reference}
@@ -40,26 +40,26 @@ def train(job: Job) -> None:
     """Check everything that can be checked first, then train, then show."""
     threadpoolctl = require("threadpoolctl", "threadpoolctl")
     require("rich", "rich")
-    if job.search is not None:
-        for option in ("save", "load", "plot"):
-            if getattr(job, option) is not None:
-                raise UserError(f"--search: cannot be combined with --{option}")
     if job.save is not None:
         checkpoint.check_destination("--save", job.save)
     if job.plot is not None:
         plot.check(job.plot)
-    state = None if job.load is None else checkpoint.load(job.load)
-    settings = complete(job.given) if state is None else _resumed_settings(job, state)
-    data = load_digits() if job.data is None else load_idx(job.data)
     if job.threads is not None:
         fastnorm.set_num_threads(job.threads)
-    names = list(BACKENDS) if job.backend == "both" else [job.backend]
     # The bits of a BLAS product may depend on the number of its threads; matrices this small gain nothing by more.
     with threadpoolctl.threadpool_limits(1, user_api="blas"):
         if job.search is not None:
-            _search(job, settings, data, names[0])
+            _search(job, job.search)
         else:
-            _train(job, settings, data, names, state)
+            _train(job)
+
+
+def _load_data(job: Job) -> Data:
+    return load_digits() if job.data is None else load_idx(job.data)
+
+
+def _names(job: Job) -> list[str]:
+    return list(BACKENDS) if job.backend == "both" else [job.backend]
 
 
 def _resumed_settings(job: Job, state: dict[str, Any]) -> Settings:
@@ -72,47 +72,59 @@ def _resumed_settings(job: Job, state: dict[str, Any]) -> Settings:
     return resume(saved, job.given, str(job.load))
 
 
-def _start(name: str, settings: Settings, data: Data, job: Job, state: dict[str, Any] | None) -> Run:
-    run = Run(name, BACKENDS[name], data, settings)
-    if state is not None:
-        run.restore(state, str(job.load))
-    return run
-
-
-def _train(job: Job, settings: Settings, data: Data, names: list[str], state: dict[str, Any] | None) -> None:
-    runs = [_start(name, settings, data, job, state) for name in names]
-    display.introduce(data, runs[0], _runtime.config())
-    saved = 0
+def _train(job: Job) -> None:
+    state = None if job.load is None else checkpoint.load(job.load)
+    settings = complete(job.given) if state is None else _resumed_settings(job, state)
+    data = _load_data(job)
+    runs = [Run(name, BACKENDS[name], data, settings) for name in _names(job)]
     for run in runs:
-        with display.Progress(run) as progress:
-            for event in run.train():
-                if isinstance(event, Epoch) and job.save is not None and run is runs[0]:
-                    # after every epoch: an interrupted run loses no more than one
-                    checkpoint.save(job.save, run.state())
-                    saved = event.epoch
-                progress.show(event)
-    display.result(runs, [(loss, accuracy) for loss, accuracy in (run.evaluate() for run in runs)])
+        if state is not None:
+            run.restore(state, str(job.load))
+    display.introduce(data, runs[0], _runtime.config())
+    try:
+        for run in runs:
+            with display.TrainingProgress(run) as progress:
+                for event in run.train():
+                    if isinstance(event, Epoch) and job.save is not None and run is runs[0]:
+                        # after every epoch: an interrupted run loses no more than one
+                        checkpoint.save(job.save, run.state())
+                    progress.show(event)
+    except KeyboardInterrupt:
+        kept = f"; {job.save} holds it" if job.save is not None and runs[0].seconds else ""
+        raise KeyboardInterrupt(f"{run.name}, after epoch {run.epochs_done}{kept}") from None
+    display.result(runs, [run.evaluate() for run in runs])
     if job.save is not None:
-        if not saved:
+        if not runs[0].seconds:  # the checkpoint loaded had all its epochs already
             checkpoint.save(job.save, runs[0].state())
-        display.say(f"saved {job.save}: {runs[0].name} after epoch {runs[0].epochs_done}")
+        display.say(f"saved {job.save} ({runs[0].name}, after epoch {runs[0].epochs_done})")
     if job.plot is not None:
         plot.draw(job.plot, f"{data.name}, {display.describe(settings)}", runs)
-        display.say(f"drew  {job.plot}")
+        display.say(f"drew {job.plot}")
 
 
-def _search(job: Job, settings: Settings, data: Data, name: str) -> None:
-    assert job.search is not None
+def _search(job: Job, n: int) -> None:
+    asked = {"save": job.save, "load": job.load, "plot": job.plot, "lr": job.given.get("lr"),
+             "beta": job.given.get("beta")}
+    for option in (option for option, value in asked.items() if value is not None):
+        raise UserError(f"--search: cannot be combined with --{option}")
+    settings = complete({"epochs": SEARCH_EPOCHS} | job.given)
+    data, name = _load_data(job), _names(job)[0]
     trials = []
-    with display.SearchProgress(job.search + searching.finer_trials(job.search)) as progress:
-        for trial in searching.search(job.search, settings, data, name, BACKENDS[name]):
+    with display.SearchProgress(n + searching.finer_trials(n)) as progress:
+        for trial in searching.search(n, settings, data, name, BACKENDS[name]):
             trials.append(trial)
             progress.show(trial)
     display.ranking(trials)
-    best = min(trials, key=lambda trial: trial.rank).settings
-    words = ["python", "-m", "fastnorm", "train", "--optimizer", best.optimizer, "--lr", f"{best.lr:g}"]
-    words += ["--beta", f"{best.beta:g}"] if best.beta is not None else []
-    words += [word for option, value in job.given.items() if value is not None and option not in ("lr", "beta", "optimizer")
-              for word in ([f"--{option}"] if value is True else [f"--{option.replace('_', '-')}", str(value)])]
-    words += ["--data", str(job.data)] if job.data is not None else []
-    display.say(f"Train with the best: {shlex.join(words)}")
+    display.say(f"Train with the best: {_command_line(job, min(trials, key=lambda trial: trial.rank).settings)}")
+
+
+def _command_line(job: Job, best: Settings) -> str:
+    """What the user types to train with the settings found, keeping the other options of the search."""
+    beta = None if best.beta is None else f"{best.beta:g}"
+    options = {"data": job.data, **job.given, "lr": f"{best.lr:g}", "beta": beta}
+    options.pop("epochs", None)  # those of the search are few
+    words = ["python", "-m", "fastnorm", "train"]
+    for name, value in options.items():
+        if value is not None:
+            words += [f"--{name.replace('_', '-')}"] + ([] if value is True else [str(value)])
+    return shlex.join(words)

@@ -164,14 +164,14 @@ def max_shift(image_shape: tuple[int, int]) -> int:
     return max(1, min(image_shape) // 14)
 
 
-def shift(images: Array, image_shape: tuple[int, int], dy: Array, dx: Array) -> Array:
+def shift(images: Array, image_shape: tuple[int, int], dy: Array | int, dx: Array | int) -> Array:
     """Shift each image by (dy, dx) pixels, down and right; what enters is black.
 
     Parameters
     ----------
     images : ndarray, (N, height * width)
     image_shape : (height, width)
-    dy, dx : ndarray of int, (N,) or ()
+    dy, dx : int or ndarray of int, (N,)
         Each at most `max_shift` in magnitude.
 
     Returns
@@ -189,7 +189,8 @@ def shift(images: Array, image_shape: tuple[int, int], dy: Array, dx: Array) -> 
     padded = np.zeros((n, height + 2 * pad, width + 2 * pad), images.dtype)
     padded[:, pad:pad + height, pad:pad + width] = images.reshape(n, height, width)
     windows = np.lib.stride_tricks.sliding_window_view(padded, image_shape, axis=(1, 2))
-    return windows[np.arange(n), pad - dy, pad - dx].reshape(n, height * width)
+    shifted: Array = windows[np.arange(n), pad - dy, pad - dx]
+    return shifted.reshape(n, height * width)
 
 
 def random_shifts(images: Array, image_shape: tuple[int, int], rng: np.random.Generator) -> Array:

@@ -1,4 +1,7 @@
-"""What the user sees: a progress bar on a terminal, plain lines elsewhere, and the tables at the end."""
+"""What the user sees: a progress bar on a terminal, plain lines elsewhere, and the tables at the end.
+
+Rich is imported where it draws: fastnorm itself does not need it.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,9 @@ import statistics
 import sys
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from .data import Data
-from .errors import require
 from .search import Trial
 from .settings import RULES, Settings
 from .train import Epoch, Run, Step
@@ -27,25 +29,22 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-class Progress:
-    """Shows the events of one run; a context manager, so that Ctrl-C leaves the terminal as it was."""
+class _Bar:
+    """A progress bar where stdout is a terminal, nothing elsewhere; a context manager, so that Ctrl-C leaves the
+    terminal as it was.
+    """
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
-        self._total = run.settings.epochs
-        self._width = len(str(self._total))
+    def __init__(self, title: str, total: int, completed: int = 0, status: str = "") -> None:
         self._bar: Any = None
-        self._test = ""
         if on_terminal():
-            progress = require("rich.progress", "rich")
-            self._bar = progress.Progress(
-                progress.TextColumn("{task.description}"), progress.BarColumn(bar_width=None),
-                progress.TextColumn("{task.fields[status]}"), progress.TimeElapsedColumn(), expand=True)
-            done = run.epochs_done * run.steps_per_epoch
-            self._task = self._bar.add_task(f"{run.name:9s}", total=max(1, self._total * run.steps_per_epoch),
-                                            completed=done, status=self._position(run.epochs_done))
+            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    def __enter__(self) -> Progress:
+            self._bar = Progress(
+                TextColumn("{task.description}"), BarColumn(bar_width=None),
+                TextColumn("{task.fields[status]}"), TimeElapsedColumn(), expand=True)
+            self._task = self._bar.add_task(f"{title:9s}", total=total, completed=completed, status=status)
+
+    def __enter__(self) -> Self:
         if self._bar is not None:
             self._bar.start()
         return self
@@ -55,62 +54,55 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
+    def _update(self, completed: int, status: str, line: str | None) -> None:
+        """Move the bar; where there is none, print the line."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=completed, status=status)
+        elif line is not None:
+            say(line)
+
+
+class TrainingProgress(_Bar):
+    """Shows the events of one run."""
+
+    def __init__(self, run: Run) -> None:
+        self._name, self._steps, self._epochs = run.name, run.steps_per_epoch, run.settings.epochs
+        self._test = ""
+        super().__init__(run.name, max(self._epochs, run.epochs_done) * self._steps, run.epochs_done * self._steps,
+                         self._position(run.epochs_done))
+
     def _position(self, epoch: int) -> str:
-        return f"epoch {epoch:{self._width}d}/{self._total}"
+        return f"epoch {epoch:{len(str(self._epochs))}d}/{self._epochs}"
 
     def show(self, event: Step | Epoch) -> None:
         """Take one event of the run."""
+        position, line = self._position(event.epoch), None
         if isinstance(event, Epoch):
             self._test = f"  test {event.test_accuracy:6.1%}"
-            if self._bar is None:
-                say(f"{self._run.name:9s}  {self._position(event.epoch)}  loss {event.train_loss:.4f}  "
-                    f"accuracy {event.train_accuracy:6.1%}  test loss {event.test_loss:.4f}  "
-                    f"test accuracy {event.test_accuracy:6.1%}  {duration(event.seconds)}")
-                return
-            loss, accuracy, steps = event.train_loss, event.train_accuracy, self._run.steps_per_epoch
+            line = (f"{self._name:9s}  {position}  loss {event.train_loss:.4f}  accuracy {event.train_accuracy:6.1%}  "
+                    f"test loss {event.test_loss:.4f}  test accuracy {event.test_accuracy:6.1%}  "
+                    f"{duration(event.seconds)}")
+            loss, accuracy, step = event.train_loss, event.train_accuracy, self._steps
         else:
-            if self._bar is None:
-                return
-            loss, accuracy, steps = event.loss, event.accuracy, event.step
-        self._bar.update(
-            self._task, completed=(event.epoch - 1) * self._run.steps_per_epoch + steps,
-            status=f"{self._position(event.epoch)}  loss {loss:.4f}  accuracy {accuracy:6.1%}{self._test}")
+            loss, accuracy, step = event.loss, event.accuracy, event.step
+        self._update((event.epoch - 1) * self._steps + step,
+                     f"{position}  loss {loss:.4f}  accuracy {accuracy:6.1%}{self._test}", line)
 
 
-class SearchProgress:
+class SearchProgress(_Bar):
     """Shows the trials of a search as they end."""
 
     def __init__(self, total: int) -> None:
-        self._total, self._done = total, 0
-        self._best: Trial | None = None
-        self._bar: Any = None
-        if on_terminal():
-            progress = require("rich.progress", "rich")
-            self._bar = progress.Progress(
-                progress.TextColumn("search   "), progress.BarColumn(bar_width=None), progress.MofNCompleteColumn(),
-                progress.TextColumn("{task.fields[status]}"), progress.TimeElapsedColumn(), expand=True)
-            self._task = self._bar.add_task("search", total=total, status="")
-
-    def __enter__(self) -> SearchProgress:
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None,
-                 ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        self._total, self._done, self._best = total, 0, 0.0
+        super().__init__("search", total)
 
     def show(self, trial: Trial) -> None:
         """Take one trial."""
         self._done += 1
-        if self._best is None or trial.rank < self._best.rank:
-            self._best = trial
-        if self._bar is not None:
-            self._bar.update(self._task, completed=self._done, status=f"best {self._best.accuracy:.1%}")
-        else:
-            say(f"search  {self._done:{len(str(self._total))}d}/{self._total}  {describe(trial.settings)}  "
-                f"validation accuracy {trial.accuracy:6.1%}")
+        self._best = max(self._best, trial.accuracy)
+        position = f"{self._done:{len(str(self._total))}d}/{self._total}"
+        self._update(self._done, f"{position}  best validation accuracy {self._best:.1%}",
+                     f"search     {position}  {describe(trial.settings)}  validation accuracy {trial.accuracy:6.1%}")
 
 
 def duration(seconds: float) -> str:
@@ -150,14 +142,17 @@ def differences(actual: Sequence[float], expected: Sequence[float]) -> tuple[lis
 
 
 def _print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    box, console, table_module = require("rich.box", "rich"), require("rich.console", "rich"), require("rich.table", "rich")
-    table = table_module.Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
     for i, column in enumerate(columns):
         table.add_column(column, justify="right" if i else "left", no_wrap=True)
     for row in rows:
         table.add_row(*row)
     # A pipe has no width: nothing may be cut off there.
-    out = console.Console() if on_terminal() else console.Console(width=120, no_color=True, force_terminal=False)
+    out = Console() if on_terminal() else Console(width=120, no_color=True, force_terminal=False)
     out.print(table)
 
 

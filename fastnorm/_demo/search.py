@@ -1,7 +1,8 @@
 """`--search N`: random settings, tried for a few epochs each and ranked on a validation split.
 
 Learning rate and 1 - beta are drawn on a log scale (J. Bergstra, Y. Bengio, "Random search for hyper-parameter
-optimization", JMLR 13, 2012): equal ratios are equally likely. A second, finer round draws around the best of the first.
+optimization", JMLR 13, 2012): equal ratios are equally likely. A second, finer round draws around the best of the
+first.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from .errors import UserError
 from .settings import RULES, Settings
 from .train import Epoch, Run
 
-EPOCHS = 5
 VALIDATION_EVERY = 5  # a fifth of the training set; the test set is not looked at
 FINER = 0.2  # width of the second round's ranges, of the first round's, in logarithms
 
@@ -29,7 +29,7 @@ ONE_MINUS_BETA_RANGE = (0.001, 0.5)
 
 @dataclass(frozen=True)
 class Trial:
-    """One setting and how it did on the validation split after `EPOCHS`; infinite loss: it diverged."""
+    """One setting and how it did on the validation split ; infinite loss: it diverged."""
 
     settings: Settings
     finer: bool
@@ -67,7 +67,7 @@ def _draw(rng: np.random.Generator, base: Settings, lr_range: Range, beta_range:
     lr = log_uniform(rng, *lr_range)
     one_minus_beta = log_uniform(rng, *beta_range)  # drawn for every optimizer: the same learning rates for a seed
     beta = None if base.beta is None else float(f"{1 - one_minus_beta:.6g}")
-    return dataclasses.replace(base, lr=lr, beta=beta, epochs=EPOCHS)
+    return dataclasses.replace(base, lr=lr, beta=beta)
 
 
 def _try(settings: Settings, finer: bool, data: Data, name: str, backend: ModuleType) -> Trial:

@@ -52,34 +52,35 @@ class Settings:
 
 
 EPOCHS = 20
+SEARCH_EPOCHS = 5  # a setting of `--search`
 
 # Fixed by what a checkpoint holds; the rest only steers how the training goes on.
 FIXED = ("optimizer", "activation", "init", "dropout", "seed", "augment")
 
 
 def complete(given: dict[str, Any]) -> Settings:
-    """Settings of a fresh run: what the user gave (None or absent: not given), and defaults."""
-    chosen = {name: value for name, value in given.items() if value is not None}
-    optimizer = chosen.get("optimizer", "adam")
-    activation = chosen.get("activation", "relu")
+    """Settings of a fresh run: what the user gave, by name, and defaults."""
+    optimizer, activation = given.get("optimizer", "adam"), given.get("activation", "relu")
     rule = RULES[optimizer]
-    if "beta" in chosen and rule.beta_name is None:
-        raise UserError(f"--beta: {optimizer} has no such parameter")
+    _check_beta(optimizer, given)
     defaults: dict[str, Any] = {
         "optimizer": optimizer, "activation": activation, "init": DEFAULT_INIT[activation], "dropout": 0.0,
         "batch_size": 64, "epochs": EPOCHS, "lr": rule.lr, "beta": rule.beta, "seed": 0, "augment": False}
-    return Settings(**(defaults | chosen))
+    return Settings(**(defaults | given))
 
 
 def resume(saved: Settings, given: dict[str, Any], source: str) -> Settings:
     """Settings of a run that continues a checkpoint: the saved ones, except what the user gave."""
-    chosen = {name: value for name, value in given.items() if value is not None}
     for name in FIXED:
-        if chosen.get(name, getattr(saved, name)) != getattr(saved, name):
-            before, now = getattr(saved, name), chosen[name]
+        before, now = getattr(saved, name), given.get(name)
+        if now is not None and now != before:
             was = "without --augment" if before is False else f"with --{name} {before}"
             wanted = "--augment" if now is True else f"--{name} {now}"
             raise UserError(f"--load: {source}: was trained {was}, cannot go on with {wanted}")
-    if "beta" in chosen and RULES[saved.optimizer].beta_name is None:
-        raise UserError(f"--beta: {saved.optimizer} has no such parameter")
-    return dataclasses.replace(saved, **chosen)
+    _check_beta(saved.optimizer, given)
+    return dataclasses.replace(saved, **given)
+
+
+def _check_beta(optimizer: str, given: dict[str, Any]) -> None:
+    if "beta" in given and RULES[optimizer].beta_name is None:
+        raise UserError(f"--beta: {optimizer} has no such parameter")

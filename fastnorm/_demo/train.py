@@ -203,5 +203,5 @@ def _input_moments(data: Data, augment: bool, backend: ModuleType) -> Any:
     for start in range(0, len(data.train), EVALUATION_ROWS):
         images = data.train.images[start:start + EVALUATION_ROWS]
         for dy, dx in offsets:
-            moments.update(shift(images, data.image_shape, np.int64(dy), np.int64(dx)) if augment else images)
+            moments.update(shift(images, data.image_shape, dy, dx) if augment else images)
     return moments
