@@ -3,9 +3,11 @@
 __version__ = "0.1.0"
 
 from ._runtime import get_num_threads, set_num_threads, show_config
+from .moments import Moments
 from .norm import batch_norm_backward, batch_norm_forward, batch_norm_inference
 
 __all__ = [
+    "Moments",
     "batch_norm_backward",
     "batch_norm_forward",
     "batch_norm_inference",

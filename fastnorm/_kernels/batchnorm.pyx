@@ -16,15 +16,17 @@ The twin is `fastnorm/reference/norm.py`.
 # - Two inner loops. Runs: one channel's `inner` values are contiguous and long. Columns: `inner` is 1 (channels last) or
 #   short (7x7), and a tile is a matrix with one row an outer index and one column a (channel, position): whole rows of
 #   neighbouring channels make long vectors without tails, and the parameter table has an entry for each column.
-# - Statistics of a chunk are float sums of d = x - pivot and d*d over at most 64 values a partial sum, merged in double by
-#   Chan, Golub & LeVeque (1979). The pivot is the mean so far; where it turns out more than two standard deviations
-#   off, the chunk, still in cache, is summed again around its own mean: one pass over memory, two-pass accuracy.
+# - Statistics of a chunk are sums of d = x - pivot and d*d over at most 64 values a partial sum, merged in double by Chan,
+#   Golub & LeVeque (1979). The pivot is the mean of the first few samples; where it turns out more than two standard
+#   deviations off, the chunk, still in cache, is summed again around its own mean: one pass over memory, two-pass
+#   accuracy.
 # - The mean travels as two numbers (mean_hi + mean_lo): in float32 one number is not enough when data lie far from zero.
 # - Streaming stores go through a small buffer in L1 (`stream_copy`), so that the loops need no second version.
 
 from cython.parallel cimport parallel, prange, threadid
-from libc.math cimport isfinite, sqrt
-from libc.string cimport memset
+from libc.float cimport DBL_EPSILON
+from libc.math cimport fabs, isfinite, sqrt
+from libc.string cimport memcpy, memset
 
 from .vector cimport (
     BN_BETA, BN_DZ_MEAN, BN_MEAN_HI, BN_MEAN_LO, BN_ROWS, BN_SCALE, BN_SLOPE_X, LANES, bn_apply, bn_gradient,
@@ -70,7 +72,7 @@ cdef struct Job:
     double momentum, eps, slope
     bint unbiased, frozen, stream
     int activation
-    double* partial                  # (blocks, 2, C): total and M2 forward, sum and product backward
+    double* partial                  # (blocks, 2, C): mean and M2 forward, sum and product backward
     char* scratch
     size_t scratch_bytes             # of one thread
 
@@ -137,15 +139,18 @@ cdef inline Py_ssize_t first_unit(const Job* job, Py_ssize_t block) noexcept nog
 # -- statistics --------------------------------------------------------------------------------------------------------
 
 
-cdef inline void merge_moments(double count, double* total, double* m2, double n, double mean_n,
+cdef inline void merge_moments(double count, double* mean, double* m2, double n, double mean_n,
                                double m2_n) noexcept nogil:
     """Add n values of mean mean_n and sum of squared deviations m2_n (Chan, Golub & LeVeque 1979, eq. 2.1)."""
-    cdef double delta
-    if count > 0:
-        delta = mean_n - total[0] / count
-        m2_n += delta * delta * (count * n / (count + n))
-    m2[0] += m2_n
-    total[0] += n * mean_n
+    cdef double delta = mean_n - mean[0]
+    if count == 0:
+        mean[0], m2[0] = mean_n, m2_n
+    elif isfinite(delta):
+        mean[0] += delta * (n / (count + n))
+        m2[0] += m2_n + delta * delta * (count * n / (count + n))
+    else:  # an infinite mean stays infinite, as a plain sum would; the deviations are NaN
+        mean[0] += mean_n
+        m2[0] += m2_n + delta * 0
 
 
 cdef inline bint pivot_is_far(double n, double sum, double square) noexcept nogil:
@@ -170,9 +175,16 @@ cdef inline void spread(real* row, Py_ssize_t k, Py_ssize_t inner, double value)
         row[j] = <real> value
 
 
+cdef inline double near(double mean, double first) noexcept nogil:
+    """The mean of a few samples as a pivot: finite, and exactly the value where all are equal (d is 0 then)."""
+    if not isfinite(mean):
+        return 0
+    return first if fabs(mean - first) <= 8 * DBL_EPSILON * fabs(first) else mean
+
+
 cdef void first_pivot(const real* x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t channels, Py_ssize_t inner,
                       real* pivot) noexcept nogil:
-    """A value near each channel's mean, from its first few samples; summed in double, so exact for equal floats."""
+    """A value near each channel's mean, from its first few samples."""
     cdef Py_ssize_t k, r
     cdef double sum
     rows = min(rows, max(1, 8 // inner))
@@ -180,13 +192,12 @@ cdef void first_pivot(const real* x, Py_ssize_t rows, Py_ssize_t stride, Py_ssiz
         sum = 0
         for r in range(rows):
             sum += column_sum(x + r * stride, k, inner)
-        sum /= rows * inner
-        spread(pivot, k, inner, sum if isfinite(sum) else 0)
+        spread(pivot, k, inner, near(sum / (rows * inner), x[k * inner]))
 
 
 cdef void stats_of_columns(const real* x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t channels, Py_ssize_t inner,
-                           double* total, double* m2, real* scratch) noexcept nogil:
-    """Total and M2 of each channel over `rows` rows."""
+                           double* mean, double* m2, real* scratch) noexcept nogil:
+    """Mean and M2 of each channel over `rows` rows."""
     cdef Py_ssize_t width = channels * inner, chunk, start, n_rows, r, k, attempt
     cdef real *pivot = scratch
     cdef real *sum = scratch + width
@@ -199,10 +210,6 @@ cdef void stats_of_columns(const real* x, Py_ssize_t rows, Py_ssize_t stride, Py
         count, n = <double> (start * inner), <double> (n_rows * inner)
         if start == 0:
             first_pivot(x, rows, stride, channels, inner, pivot)
-        else:
-            for k in range(channels):
-                if isfinite(total[k]):
-                    spread(pivot, k, inner, total[k] / count)
         for attempt in range(2):
             memset(sum, 0, 2 * width * sizeof(real))
             for r in range(start, start + n_rows):
@@ -220,7 +227,7 @@ cdef void stats_of_columns(const real* x, Py_ssize_t rows, Py_ssize_t stride, Py
                     spread(pivot, k, inner, a)
         for k in range(channels):
             a, b = column_sum(sum, k, inner), column_sum(square, k, inner)
-            merge_moments(count, &total[k], &m2[k], n, pivot[k * inner] + a / n, deviations(n, a, b))
+            merge_moments(count, &mean[k], &m2[k], n, pivot[k * inner] + a / n, deviations(n, a, b))
 
 
 cdef inline void sum_run(const real* x, Py_ssize_t start, Py_ssize_t stop, Py_ssize_t inner, Py_ssize_t stride,
@@ -238,46 +245,40 @@ cdef inline void sum_run(const real* x, Py_ssize_t start, Py_ssize_t stop, Py_ss
 
 
 cdef void stats_of_run(const real* x, Py_ssize_t start, Py_ssize_t stop, Py_ssize_t inner, Py_ssize_t stride,
-                       double* total, double* m2, real* scratch) noexcept nogil:
-    """Total and M2 of one channel over its samples start to stop."""
+                       double* mean, double* m2, real* scratch) noexcept nogil:
+    """Mean and M2 of one channel over its samples start to stop."""
     cdef real *sum = scratch
     cdef real *square = scratch + LANES
     cdef Py_ssize_t chunk, s, e, o = start // inner, at = start - o * inner
-    cdef double n, a, b, pivot
-    n = <double> min(inner - at, 8, stop - start)
-    pivot = lanes_sum(x + o * stride + at, <Py_ssize_t> n) / n
-    if not isfinite(pivot):
-        pivot = 0
+    cdef double n, a, b
+    cdef real pivot
+    e = min(inner - at, 8, stop - start)
+    pivot = <real> near(lanes_sum(x + o * stride + at, e) / e, x[o * stride + at])
     for chunk in range(ceil_div(stop - start, CHUNK)):
         s = start + chunk * CHUNK
         e = min(s + CHUNK, stop)
         n = <double> (e - s)
-        if s > start and isfinite(total[0]):
-            pivot = total[0] / (s - start)
-        pivot = <real> pivot
-        sum_run(x, s, e, inner, stride, <real> pivot, sum, square)
+        sum_run(x, s, e, inner, stride, pivot, sum, square)
         a, b = lanes_sum(sum, LANES), lanes_sum(square, LANES)
         if pivot_is_far(n, a, b) and isfinite(pivot + a / n):
             pivot = <real> (pivot + a / n)
-            sum_run(x, s, e, inner, stride, <real> pivot, sum, square)
+            sum_run(x, s, e, inner, stride, pivot, sum, square)
             a, b = lanes_sum(sum, LANES), lanes_sum(square, LANES)
-        merge_moments(s - start, total, m2, n, pivot + a / n, deviations(n, a, b))
+        merge_moments(<double> (s - start), mean, m2, n, pivot + a / n, deviations(n, a, b))
 
 
 cdef void stats_item(const Job* job, Py_ssize_t t, Py_ssize_t b, real* scratch) noexcept nogil:
-    """First half of the forward: total and M2 of the channels of tile t over block b."""
+    """First half of the forward: mean and M2 of the channels of tile t over block b."""
     cdef Py_ssize_t c0 = t * job.tile, c1 = min(job.channels, c0 + job.tile), c
     cdef Py_ssize_t u0 = first_unit(job, b), u1 = first_unit(job, b + 1), stride = job.channels * job.inner
-    cdef double *total = job.partial + 2 * b * job.channels
-    cdef double *m2 = total + job.channels
+    cdef double *mean = job.partial + 2 * b * job.channels
+    cdef double *m2 = mean + job.channels
     cdef const real *x = <const real*> job.x + c0 * job.inner
-    memset(total + c0, 0, (c1 - c0) * sizeof(double))
-    memset(m2 + c0, 0, (c1 - c0) * sizeof(double))
     if job.columns:
-        stats_of_columns(x + u0 * stride, u1 - u0, stride, c1 - c0, job.inner, total + c0, m2 + c0, scratch)
+        stats_of_columns(x + u0 * stride, u1 - u0, stride, c1 - c0, job.inner, mean + c0, m2 + c0, scratch)
     else:
         for c in range(c0, c1):
-            stats_of_run(x + (c - c0) * job.inner, u0, u1, job.inner, stride, total + c, m2 + c, scratch)
+            stats_of_run(x + (c - c0) * job.inner, u0, u1, job.inner, stride, mean + c, m2 + c, scratch)
 
 
 cdef inline void set_parameters(const Job* job, Py_ssize_t c, double mean, double var, real* table) noexcept nogil:
@@ -293,29 +294,31 @@ cdef inline void set_parameters(const Job* job, Py_ssize_t c, double mean, doubl
     table[BN_BETA * ld + c] = 0 if job.beta == NULL else (<const real*> job.beta)[c]
 
 
-cdef void finish_statistics(const Job* job, Py_ssize_t t, real* kind) noexcept nogil:
-    """Merge the blocks of tile t in their order; set parameters and running statistics."""
-    cdef Py_ssize_t c0 = t * job.tile, c1 = min(job.channels, c0 + job.tile), c, b, per_unit, u0, n
-    cdef double total, m2, var, keep = 1 - job.momentum
+cdef void merge_blocks(const Job* job, Py_ssize_t c) noexcept nogil:
+    """Merge channel c's blocks in their order, into the first."""
+    cdef Py_ssize_t b, per_unit = job.inner if job.columns else 1, before, n
     cdef double *part
-    cdef double count = <double> job.outer * job.inner
+    for b in range(1, job.blocks):
+        part = job.partial + 2 * b * job.channels + c
+        before = first_unit(job, b) * per_unit
+        n = first_unit(job, b + 1) * per_unit - before
+        merge_moments(<double> before, &job.partial[c], &job.partial[job.channels + c], <double> n, part[0],
+                      part[job.channels])
+
+
+cdef void finish_statistics(const Job* job, Py_ssize_t t, real* kind) noexcept nogil:
+    """Merge the blocks of tile t; set parameters and running statistics."""
+    cdef Py_ssize_t c0 = t * job.tile, c1 = min(job.channels, c0 + job.tile), c
+    cdef double mean, m2, keep = 1 - job.momentum, count = <double> job.outer * job.inner
     cdef real *running_mean = <real*> job.running_mean
     cdef real *running_var = <real*> job.running_var
-    per_unit = job.inner if job.columns else 1
     for c in range(c0, c1):
-        total, m2 = job.partial[c], job.partial[job.channels + c]
-        for b in range(1, job.blocks):
-            part = job.partial + 2 * b * job.channels + c
-            u0 = first_unit(job, b)
-            n = (first_unit(job, b + 1) - u0) * per_unit
-            merge_moments(<double> (u0 * per_unit), &total, &m2, <double> n, part[0] / n, part[job.channels])
-        var = m2 / count
-        set_parameters(job, c, total / count, var, <real*> job.table)
+        merge_blocks(job, c)
+        mean, m2 = job.partial[c], job.partial[job.channels + c]
+        set_parameters(job, c, mean, m2 / count, <real*> job.table)
         if running_mean != NULL:
-            if job.unbiased:
-                var = m2 / (count - 1)
-            running_mean[c] = <real> (keep * running_mean[c] + job.momentum * (total / count))
-            running_var[c] = <real> (keep * running_var[c] + job.momentum * var)
+            running_mean[c] = <real> (keep * running_mean[c] + job.momentum * mean)
+            running_var[c] = <real> (keep * running_var[c] + job.momentum * (m2 / (count - job.unbiased)))
 
 
 # -- apply -------------------------------------------------------------------------------------------------------------
@@ -411,11 +414,38 @@ cdef void run_forward(const Job* job, int threads, real* kind) noexcept nogil:
                        <real*> scratch_of(job, threadid()))
 
 
+cdef void run_moments(const Job* job, int threads, real* kind) noexcept nogil:
+    """Statistics alone, merged over the blocks into the first one's partial results."""
+    cdef Py_ssize_t c, i, items = job.tiles * job.blocks
+    if threads == 1:
+        for i in range(items):
+            stats_item(job, i % job.tiles, i // job.tiles, <real*> scratch_of(job, 0))
+    else:
+        for i in prange(items, schedule="dynamic", chunksize=1, num_threads=threads):
+            stats_item(job, i % job.tiles, i // job.tiles, <real*> scratch_of(job, threadid()))
+    for c in range(job.channels):
+        merge_blocks(job, c)
+
+
+cdef void run_standardize(const Job* job, const double* mean, const double* var, int threads, real* kind) noexcept nogil:
+    """y = (x - mean) / sqrt(var), for float64 statistics."""
+    cdef Py_ssize_t c
+    for c in range(job.channels):
+        set_parameters(job, c, mean[c], var[c], <real*> job.table)
+    run_apply(job, threads, kind)
+
+
 cdef void run_given(const Job* job, int threads, real* kind) noexcept nogil:
     """Frozen and inference: y from the running statistics."""
-    cdef Py_ssize_t c, i, items = job.tiles * job.blocks
+    cdef Py_ssize_t c
     for c in range(job.channels):
         set_parameters(job, c, (<real*> job.running_mean)[c], (<real*> job.running_var)[c], <real*> job.table)
+    run_apply(job, threads, kind)
+
+
+cdef void run_apply(const Job* job, int threads, real* kind) noexcept nogil:
+    """The second half of the forward alone: the parameter table is set."""
+    cdef Py_ssize_t i, items = job.tiles * job.blocks
     if threads == 1:
         for i in range(items):
             apply_item(job, i % job.tiles, i // job.tiles, <real*> scratch_of(job, 0))
@@ -605,6 +635,55 @@ def forward(x, residual, y, gamma, beta, running_mean, running_var, table, inv_s
                 run_forward(&job, threads, <double*> NULL)
             else:
                 run_given(&job, threads, <double*> NULL)
+        scratch_free(memory)
+
+
+def moments(x, mean, m2, Py_ssize_t outer, Py_ssize_t channels, Py_ssize_t inner, int threads):
+    """Mean and M2 (C,), float64, of each channel of x."""
+    cdef Job job
+    cdef Py_ssize_t itemsize = 4 if is_float32(x) else 8
+    cdef double *mean_out = <double*> data(mean)
+    cdef double *m2_out = <double*> data(m2)
+    cdef void *memory
+    memset(&job, 0, sizeof(Job))
+    job.outer, job.channels, job.inner = outer, channels, inner
+    job.x = data(x)
+    if outer * channels * inner == 0:
+        return
+    plan(&job, itemsize, 1, True)
+    threads = useful_threads(&job, threads)
+    memory = allocate(&job, threads, True)
+    with nogil:
+        if itemsize == 4:
+            run_moments(&job, threads, <float*> NULL)
+        else:
+            run_moments(&job, threads, <double*> NULL)
+        memcpy(mean_out, job.partial, channels * sizeof(double))
+        memcpy(m2_out, job.partial + channels, channels * sizeof(double))
+        scratch_free(memory)
+
+
+def standardize(x, y, mean, var, table, inv_std, Py_ssize_t outer, Py_ssize_t channels, Py_ssize_t inner, int threads):
+    """y = (x - mean) / sqrt(var) for float64 mean and var (C,); table and inv_std are working space."""
+    cdef Job job
+    cdef Py_ssize_t itemsize = 4 if is_float32(x) else 8
+    cdef const double *mean_in = <const double*> data(mean)
+    cdef const double *var_in = <const double*> data(var)
+    cdef void *memory
+    memset(&job, 0, sizeof(Job))
+    job.outer, job.channels, job.inner = outer, channels, inner
+    job.x, job.y, job.table, job.inv_std = data(x), data(y), data(table), <double*> data(inv_std)
+    if outer * channels * inner == 0:
+        return
+    job.stream = outer * channels * inner * itemsize >= STREAM and job.y != job.x
+    plan(&job, itemsize, 1, False)
+    threads = useful_threads(&job, threads)
+    memory = allocate(&job, threads, False)
+    with nogil:
+        if itemsize == 4:
+            run_standardize(&job, mean_in, var_in, threads, <float*> NULL)
+        else:
+            run_standardize(&job, mean_in, var_in, threads, <double*> NULL)
         scratch_free(memory)
 
 
