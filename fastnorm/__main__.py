@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from . import _runtime
-from ._demo.errors import UserError
-
-USER_ERROR, INTERRUPTED = 2, 130  # exit statuses
+from ._demo.errors import INTERRUPTED, USER_ERROR, UserError
 
 TRAIN = """\
-Train Dense - BatchNorm - ReLU, twice, then Dense - softmax cross-entropy, on scikit-learn's 8 x 8 digits (every fifth
-scan of a class is held out for the test) or on IDX files, on the kernels of fastnorm and on its NumPy twin, and compare
+Train Dense - BatchNorm - ReLU, twice, then Dense - softmax cross-entropy, on scikit-learn's 8 x 8 digits (one
+scan of every five is held out for the test) or on IDX files, on the kernels of fastnorm and on its NumPy twin, and compare
 the two. The same seed gives the same bits, at any number of threads."""
 
 TRAIN_END = """\

@@ -147,7 +147,7 @@ def test_hold_out_leaves_the_test_set_alone():
 
 def test_hold_out_needs_enough(rng):
     few = data.Split(rng.random((4, 9), np.float32), np.arange(4))
-    with pytest.raises(UserError, match="expected at least 5 training images of some class"):
+    with pytest.raises(UserError, match="expected more than 2 training images of some class"):
         data.hold_out(data.Data("few", few, few, (3, 3), 4), 5)
 
 

@@ -53,26 +53,26 @@ class Data:
         return zlib.crc32(self.train.labels.tobytes(), zlib.crc32(np.ascontiguousarray(self.train.images).data))
 
 
-def every_kth_of_its_class(labels: Array, k: int) -> Array:
-    """A stratified hold-out without a random number: mask of every k-th row among those of the same label.
+def middle_of_every(labels: Array, k: int) -> Array:
+    """A stratified hold-out without a random number: mask of the middle one of every k rows of the same label.
 
     Examples
     --------
     >>> import numpy as np
-    >>> every_kth_of_its_class(np.array([0, 0, 1, 0, 1, 1, 0]), 2)
-    array([False,  True, False, False,  True, False,  True])
+    >>> middle_of_every(np.array([0, 0, 1, 0, 1, 1, 0]), 3)
+    array([False,  True, False, False,  True, False, False])
     """
     mask = np.zeros(len(labels), bool)
     for label in np.unique(labels):
-        mask[np.flatnonzero(labels == label)[k - 1::k]] = True
+        mask[np.flatnonzero(labels == label)[k // 2::k]] = True
     return mask
 
 
 def hold_out(data: Data, k: int) -> Data:
-    """The same data with every k-th training image of a class in place of the test set, which stays untouched."""
-    mask = every_kth_of_its_class(data.train.labels, k)
+    """The same data with one of every k training images of a class in place of the test set, which stays untouched."""
+    mask = middle_of_every(data.train.labels, k)
     if not mask.any():
-        raise UserError(f"{data.name}: expected at least {k} training images of some class, to hold out every {k}-th")
+        raise UserError(f"{data.name}: expected more than {k // 2} training images of some class, to hold out one of {k}")
     return Data(data.name, data.train.take(~mask), data.train.take(mask), data.image_shape, data.classes)
 
 
@@ -80,7 +80,7 @@ def load_digits() -> Data:
     """scikit-learn's 1,797 scans of 8 x 8 handwritten digits; every fifth of a class is held out for the test."""
     bunch = require("sklearn.datasets", "scikit-learn").load_digits()
     everything = Split((bunch.data / 16.0).astype(np.float32), bunch.target.astype(np.int64))  # 17 gray levels
-    test = every_kth_of_its_class(everything.labels, TEST_EVERY)
+    test = middle_of_every(everything.labels, TEST_EVERY)
     return Data("digits", everything.take(~test), everything.take(test), (8, 8), 10)
 
 

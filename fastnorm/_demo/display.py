@@ -72,14 +72,14 @@ class TrainingProgress(_Bar):
                          self._position(run.epochs_done))
 
     def _position(self, epoch: int) -> str:
-        return f"epoch {epoch:{len(str(self._epochs))}d}/{self._epochs}"
+        return f"{epoch:{len(str(self._epochs))}d}/{self._epochs}"
 
     def show(self, event: Step | Epoch) -> None:
         """Take one event of the run."""
         position, line = self._position(event.epoch), None
         if isinstance(event, Epoch):
             self._test = f"  test {event.test_accuracy:6.1%}"
-            line = (f"{self._name:9s}  {position}  loss {event.train_loss:.4f}  accuracy {event.train_accuracy:6.1%}  "
+            line = (f"{self._name:9s}  epoch {position}  loss {event.train_loss:.4f}  accuracy {event.train_accuracy:6.1%}  "
                     f"test loss {event.test_loss:.4f}  test accuracy {event.test_accuracy:6.1%}  "
                     f"{duration(event.seconds)}")
             loss, accuracy, step = event.train_loss, event.train_accuracy, self._steps
@@ -102,7 +102,7 @@ class SearchProgress(_Bar):
         self._best = max(self._best, trial.accuracy)
         position = f"{self._done:{len(str(self._total))}d}/{self._total}"
         self._update(self._done, f"{position}  best validation accuracy {self._best:.1%}",
-                     f"search     {position}  {describe(trial.settings)}  validation accuracy {trial.accuracy:6.1%}")
+                     f"search  {position}  {describe(trial.settings)}  validation accuracy {trial.accuracy:6.1%}")
 
 
 def duration(seconds: float) -> str:
@@ -146,14 +146,20 @@ def _print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for i, column in enumerate(columns):
         table.add_column(column, justify="right" if i else "left", no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    # A pipe has no width: nothing may be cut off there.
-    out = Console() if on_terminal() else Console(width=120, no_color=True, force_terminal=False)
-    out.print(table)
+    say(f"\n{title}")
+    if on_terminal():
+        Console().print(table)
+        return
+    # A pipe has no width: nothing is cut off, and nothing trails.
+    console = Console(width=1000, no_color=True, force_terminal=False)
+    with console.capture() as capture:
+        console.print(table)
+    say("\n".join(line.rstrip() for line in capture.get().splitlines() if line.strip()))
 
 
 def introduce(data: Data, run: Run, config: dict[str, str]) -> None:
@@ -206,7 +212,7 @@ def _print_differences(run: Run, reference: Run) -> None:
             value, epoch = largest(curve_differences)
             row += [f"{value:.1e}", str(first + epoch)]
         rows.append(row)
-    _print_table(f"How far the loss curves of {run.name} and {reference.name} differ, at most",
+    _print_table(f"Largest difference between the loss curves of {run.name} and {reference.name}",
                  ["", "absolute", "in epoch", "relative", "in epoch"], rows)
 
 

@@ -13,6 +13,7 @@ from .train import Run
 # M. Okabe, K. Ito, "Color universal design", 2008: told apart with any color vision, and in gray.
 COLORS = {"train": "#0072B2", "test": "#D55E00"}
 WORDS = {"train": "training", "test": "test"}
+ERROR_TICKS = (0, 1, 2, 5, 10, 20, 50, 100)
 STYLE = {"font.size": 9, "axes.titlesize": 10, "axes.labelsize": 9, "legend.fontsize": 8, "axes.spines.top": False,
          "axes.spines.right": False, "axes.linewidth": 0.8, "svg.fonttype": "none", "pdf.fonttype": 42}
 
@@ -28,9 +29,11 @@ def check(path: Path) -> None:
 
 def draw(path: Path, title: str, runs: Sequence[Run]) -> None:
     """Loss on the left, error rate on the right; the first run as broad lines, the second as thin dashes upon them."""
-    matplotlib, figure_module = require("matplotlib", "matplotlib"), require("matplotlib.figure", "matplotlib")
-    with matplotlib.rc_context(STYLE):
-        figure = figure_module.Figure(figsize=(7.2, 3.0), layout="constrained")
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 3.0), layout="constrained")
         loss_axes, error_axes = figure.subplots(1, 2)
         for position, run in enumerate(runs):
             for split in COLORS:
@@ -38,8 +41,13 @@ def draw(path: Path, title: str, runs: Sequence[Run]) -> None:
                 errors = [100 * (1 - accuracy) for accuracy in run.history[f"{split}_accuracy"]]
                 _curve(error_axes, run, split, errors, position)
         loss_axes.set(ylabel="cross-entropy loss", yscale="log")
+        # logarithmic, but linear below 1 %, because an error rate can be 0
         error_axes.set(ylabel="error rate (%)")
-        error_axes.set_ylim(bottom=0)
+        error_axes.set_yscale("symlog", linthresh=1)
+        top = max(1.0, error_axes.dataLim.ymax)
+        ticks = [tick for tick in ERROR_TICKS if tick <= top * 1.3]
+        error_axes.set_yticks(ticks, map(str, ticks))
+        error_axes.set_ylim(-0.08, top * 1.15)
         for axes in (loss_axes, error_axes):
             axes.set_xlabel("epoch")
             axes.xaxis.get_major_locator().set_params(integer=True)
