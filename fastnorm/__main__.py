@@ -17,8 +17,8 @@ from ._demo.errors import INTERRUPTED, USER_ERROR, UserError
 
 TRAIN = """\
 Train Dense - BatchNorm - ReLU, twice, then Dense - softmax cross-entropy, on scikit-learn's 8 x 8 digits (one
-scan of every five is held out for the test) or on IDX files, on the kernels of fastnorm and on its NumPy twin, and compare
-the two. The same seed gives the same bits, at any number of threads."""
+scan of every five is held out for the test) or on IDX files, on the kernels of fastnorm and on its NumPy twin, and
+compare the two. The same seed gives the same bits, at any number of threads."""
 
 TRAIN_END = """\
 A checkpoint is written after every epoch. --load continues it with the settings it was saved with, up to --epochs in

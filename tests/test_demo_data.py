@@ -10,7 +10,7 @@ import pytest
 from fastnorm._demo import data
 from fastnorm._demo.errors import UserError
 
-needs_sklearn = pytest.mark.skipif(importlib.util.find_spec("sklearn") is None, reason="needs scikit-learn (demo extra)")
+needs_sklearn = pytest.mark.skipif(importlib.util.find_spec("sklearn") is None, reason="needs scikit-learn")
 
 
 def idx(array, *, magic=None, shape=None):

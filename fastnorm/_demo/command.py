@@ -8,6 +8,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 import fastnorm
 from fastnorm import reference
 
@@ -47,7 +49,8 @@ def train(job: Job) -> None:
     if job.threads is not None:
         fastnorm.set_num_threads(job.threads)
     # The bits of a BLAS product may depend on the number of its threads; matrices this small gain nothing by more.
-    with threadpoolctl.threadpool_limits(1, user_api="blas"):
+    # A learning rate far too large overflows; the loss that is then not finite is reported, once.
+    with threadpoolctl.threadpool_limits(1, user_api="blas"), np.errstate(over="ignore", invalid="ignore"):
         if job.search is not None:
             _search(job, job.search)
         else:

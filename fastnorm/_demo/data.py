@@ -72,7 +72,8 @@ def hold_out(data: Data, k: int) -> Data:
     """The same data with one of every k training images of a class in place of the test set, which stays untouched."""
     mask = middle_of_every(data.train.labels, k)
     if not mask.any():
-        raise UserError(f"{data.name}: expected more than {k // 2} training images of some class, to hold out one of {k}")
+        raise UserError(f"{data.name}: expected more than {k // 2} training images of some class, "
+                        f"to hold out one of {k}")
     return Data(data.name, data.train.take(~mask), data.train.take(mask), data.image_shape, data.classes)
 
 

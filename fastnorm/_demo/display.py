@@ -79,9 +79,9 @@ class TrainingProgress(_Bar):
         position, line = self._position(event.epoch), None
         if isinstance(event, Epoch):
             self._test = f"  test {event.test_accuracy:6.1%}"
-            line = (f"{self._name:9s}  epoch {position}  loss {event.train_loss:.4f}  accuracy {event.train_accuracy:6.1%}  "
-                    f"test loss {event.test_loss:.4f}  test accuracy {event.test_accuracy:6.1%}  "
-                    f"{duration(event.seconds)}")
+            line = (f"{self._name:9s}  epoch {position}  loss {event.train_loss:.4f}  "
+                    f"accuracy {event.train_accuracy:6.1%}  test loss {event.test_loss:.4f}  "
+                    f"test accuracy {event.test_accuracy:6.1%}  {duration(event.seconds)}")
             loss, accuracy, step = event.train_loss, event.train_accuracy, self._steps
         else:
             loss, accuracy, step = event.loss, event.accuracy, event.step

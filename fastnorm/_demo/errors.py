@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-
 USER_ERROR, INTERRUPTED = 2, 130  # exit statuses
 
 

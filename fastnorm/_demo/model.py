@@ -13,9 +13,9 @@ from .settings import Settings
 
 HIDDEN = (256, 256)
 
+FUSED = ("relu", "leaky_relu")  # batch norm applies these in the same pass over memory
 ACTIVATION_LAYERS: dict[str, Callable[..., Any]] = {
-    "relu": layers.ReLU, "leaky_relu": layers.LeakyReLU, "elu": layers.ELU, "celu": layers.CELU,
-    "sigmoid": layers.Sigmoid, "tanh": layers.Tanh}
+    "elu": layers.ELU, "celu": layers.CELU, "sigmoid": layers.Sigmoid, "tanh": layers.Tanh}
 
 
 def build(features: int, classes: int, settings: Settings, seeds: np.random.SeedSequence,
@@ -30,8 +30,11 @@ def build(features: int, classes: int, settings: Settings, seeds: np.random.Seed
     width = features
     for units, dropout_seed in zip(HIDDEN, dropout_seeds, strict=True):
         stack.append(layers.Dense(width, units, bias=False, init=settings.init, rng=rng, backend=backend))
-        stack.append(layers.BatchNorm(units, backend=backend))
-        stack.append(ACTIVATION_LAYERS[settings.activation](backend=backend))
+        if settings.activation in FUSED:
+            stack.append(layers.BatchNorm(units, activation=settings.activation, backend=backend))
+        else:
+            stack.append(layers.BatchNorm(units, backend=backend))
+            stack.append(ACTIVATION_LAYERS[settings.activation](backend=backend))
         if settings.dropout:
             seed = int(dropout_seed.generate_state(1)[0])
             stack.append(layers.Dropout(settings.dropout, seed=seed, backend=backend))

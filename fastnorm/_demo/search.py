@@ -16,9 +16,8 @@ from types import ModuleType
 import numpy as np
 
 from .data import Data, hold_out
-from .errors import UserError
 from .settings import RULES, Settings
-from .train import Epoch, Run
+from .train import Diverged, Epoch, Run
 
 VALIDATION_EVERY = 5  # a fifth of the training set; the test set is not looked at
 FINER = 0.2  # width of the second round's ranges, of the first round's, in logarithms
@@ -74,12 +73,10 @@ def _try(settings: Settings, finer: bool, data: Data, name: str, backend: Module
     run = Run(name, backend, data, settings)
     loss, accuracy = math.inf, 0.0
     try:
-        # a learning rate far too large overflows, and this is what the search is to find out
-        with np.errstate(all="ignore"):
-            for event in run.train():
-                if isinstance(event, Epoch):
-                    loss, accuracy = event.test_loss, event.test_accuracy
-    except UserError:
+        for event in run.train():
+            if isinstance(event, Epoch):
+                loss, accuracy = event.test_loss, event.test_accuracy
+    except Diverged:
         loss, accuracy = math.inf, 0.0
     return Trial(settings, finer, loss if math.isfinite(loss) else math.inf, accuracy)
 

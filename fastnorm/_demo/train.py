@@ -27,6 +27,10 @@ EVALUATION_ROWS = 1024  # a chunk of the test set and its activations stay in ca
 CURVES = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
 
 
+class Diverged(UserError):
+    """The loss is not a finite number any more."""
+
+
 @dataclass(frozen=True)
 class Step:
     """One batch is done; loss and accuracy are means over the epoch so far."""
@@ -111,7 +115,7 @@ class Run:
                 self.optimizer.step(self.network.grads)
                 seconds += perf_counter() - before
                 if not math.isfinite(loss):
-                    raise UserError(f"the training loss became {loss} in epoch {epoch}: try a smaller --lr "
+                    raise Diverged(f"the training loss became {loss} in epoch {epoch}: try a smaller --lr "
                                     f"(it is {self.settings.lr:g})")
                 total_loss += loss * len(labels)
                 correct += int(np.count_nonzero(logits.argmax(axis=1) == labels))
