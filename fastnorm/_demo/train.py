@@ -154,18 +154,24 @@ class Run:
 
     def restore(self, state: dict[str, Any], source: str) -> None:
         """Continue from what `state` returned in another process; ``source`` names the file in errors."""
-        checkpoint.check_same_structure(source, self.network.state_dict(), state["network"], "network")
-        history = state["history"]
-        if history.keys() != set(CURVES) or len({len(curve) for curve in history.values()}) != 1:
-            raise UserError(f"--load: {source}: history: expected one value an epoch of {', '.join(CURVES)}")
         try:
+            sizes, fingerprint, history = list(state["sizes"]), state["data"]["fingerprint"], state["history"]
+            if sizes != self.sizes:
+                raise UserError(f"--load: {source}: was trained on {sizes[0]} inputs in {sizes[-1]} classes, "
+                                f"got {self.sizes[0]} inputs in {self.sizes[-1]} classes ({self.data.name})")
+            if fingerprint != self.data.fingerprint:
+                raise UserError(f"--load: {source}: was trained on other data ({state['data']['name']})")
+            checkpoint.check_same_structure(source, self.network.state_dict(), state["network"], "network")
+            checkpoint.check_same_structure(source, self.optimizer.state_dict(), state["optimizer"], "optimizer")
+            checkpoint.check_same_structure(source, dict.fromkeys(CURVES, [0.0] * len(history["test_loss"])), history,
+                                            "history")
             self.network.load_state_dict(state["network"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.optimizer.lr = self.settings.lr  # the user may have given another one
             self.order_rng.bit_generator.state = state["order_rng"]
             self.augment_rng.bit_generator.state = state["augment_rng"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"--load: {source}: {reason(error)}") from None
+        except (IndexError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"--load: {source}: a damaged checkpoint ({reason(error)})") from None
         self.history = {curve: list(history[curve]) for curve in CURVES}
 
 
