@@ -24,6 +24,7 @@ from .errors import UserError, reason
 from .settings import RULES, Settings
 
 EVALUATION_ROWS = 1024  # a chunk of the test set and its activations stay in cache
+BETA2 = 0.999  # Adam's decay of the squared gradients
 CURVES = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
 
 
@@ -69,7 +70,8 @@ class Run:
         features = self.data.train.images.shape[1]
         self.network = model.build(features, self.data.classes, self.settings, model_seeds, self.backend)
         self.loss = layers.SoftmaxCrossEntropy(backend=self.backend)
-        self.optimizer = _optimizer(self.settings, self.network.params, self.backend)
+        optimizer_class = getattr(optim, RULES[self.settings.optimizer].class_name)
+        self.optimizer = optimizer_class(self.network.params, **_optimizer_options(self.settings), backend=self.backend)
         self.order_rng = np.random.default_rng(order_seed)
         self.augment_rng = np.random.default_rng(augment_seed)
         self.moments = _input_moments(self.data, self.settings.augment, self.backend)
@@ -166,8 +168,8 @@ class Run:
             checkpoint.check_same_structure(source, dict.fromkeys(CURVES, [0.0] * len(history["test_loss"])), history,
                                             "history")
             self.network.load_state_dict(state["network"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.optimizer.lr = self.settings.lr  # the user may have given another one
+            # the user may have given another learning rate or decay
+            self.optimizer.load_state_dict(state["optimizer"] | _optimizer_options(self.settings))
             self.order_rng.bit_generator.state = state["order_rng"]
             self.augment_rng.bit_generator.state = state["augment_rng"]
         except (IndexError, KeyError, TypeError, ValueError) as error:
@@ -191,14 +193,14 @@ def batch_bounds(n: int, batch_size: int) -> list[tuple[int, int]]:
     return list(zip(starts, [*starts[1:], n], strict=True))
 
 
-def _optimizer(settings: Settings, params: list[Array], backend: ModuleType) -> Any:
+def _optimizer_options(settings: Settings) -> dict[str, Any]:
+    """The learning rate and the decay, under the optimizer's own name for it."""
     rule = RULES[settings.optimizer]
-    options: dict[str, Any] = {"lr": settings.lr, "backend": backend}
+    if rule.beta_name is None:
+        return {"lr": settings.lr}
     if rule.beta_name == "beta1":
-        options["betas"] = (settings.beta, 0.999)
-    elif rule.beta_name is not None:
-        options[rule.beta_name] = settings.beta
-    return getattr(optim, rule.class_name)(params, **options)
+        return {"lr": settings.lr, "betas": (settings.beta, BETA2)}
+    return {"lr": settings.lr, rule.beta_name: settings.beta}
 
 
 def _input_moments(data: Data, augment: bool, backend: ModuleType) -> Any:
