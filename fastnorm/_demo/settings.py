@@ -21,8 +21,8 @@ class Rule:
 
 # Learning rates at which each optimizer learns the digits in the default number of epochs, whatever the seed.
 RULES = {
-    "sgd": Rule("SGD", 0.05, "momentum", 0.9),
-    "rmsprop": Rule("RMSProp", 0.001, "alpha", 0.99),
+    "sgd": Rule("SGD", 0.1, "momentum", 0.9),
+    "rmsprop": Rule("RMSProp", 0.0005, "alpha", 0.99),
     "adam": Rule("Adam", 0.002, "beta1", 0.9),
     "adamw": Rule("AdamW", 0.002, "beta1", 0.9),
     "adagrad": Rule("Adagrad", 0.02, None, None),
