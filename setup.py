@@ -19,11 +19,12 @@ import numpy as np
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext  # before distutils, which setuptools provides
+
 from distutils.ccompiler import new_compiler  # isort: skip
 from distutils.sysconfig import customize_compiler  # isort: skip
 
 KERNELS = Path("fastnorm/_kernels")
-# Compiled for every level. `runtime` (CPU and OpenMP facts) is compiled for the baseline only: it runs before the check.
+# Compiled for every level. `runtime` (CPU and OpenMP facts) is compiled for the baseline only: it runs before checks.
 PER_LEVEL = ("activation", "batchnorm", "optimizer", "softmax")
 MSVC = sys.platform == "win32"
 
@@ -31,15 +32,15 @@ MSVC = sys.platform == "win32"
 X86_LEVELS = {
     "baseline": [],
     "avx2": ["-mavx2", "-mfma", "-mbmi", "-mbmi2"],
-    "avx512": ["-mavx512f", "-mavx512cd", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mbmi", "-mbmi2",
-               "-mprefer-vector-width=512"],
+    "avx512": ["-mavx2", "-mfma", "-mbmi", "-mbmi2", "-mavx512f", "-mavx512cd", "-mavx512bw", "-mavx512dq",
+               "-mavx512vl", "-mprefer-vector-width=512"],
 }
 
 # No -ffast-math and no -march=native: results must not depend on the build machine, and linking fast-math flushes
 # denormals for the whole process. -ffp-contract=off: vector body and tail, forward and backward give the same bits;
 # where fused multiply-add pays (exp), vector.h asks for it by name.
-FLAGS = ["/O2"] if MSVC else ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-fopenmp-simd",
-                              "-fvisibility=hidden", "-Wno-unused-function", "-Wno-unreachable-code"]
+FLAGS = ["/O2"] if MSVC else ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off",
+                              "-fopenmp-simd", "-fvisibility=hidden", "-Wno-unused-function", "-Wno-unreachable-code"]
 OPENMP = {  # what to try, in order: (compile flags, link flags)
     "win32": [(["/openmp"], [])],
     "darwin": [(["-Xpreprocessor", "-fopenmp"], ["-lomp"]), (["-fopenmp"], ["-fopenmp"])],
@@ -132,10 +133,12 @@ class BuildKernels(build_ext):
     """`build_ext` that compiles side by side and makes a level's folder in the source tree."""
 
     def finalize_options(self):
+        """Compile on every core unless told otherwise."""
         super().finalize_options()
         self.parallel = self.parallel or int(os.environ.get("FASTNORM_JOBS", 0)) or os.cpu_count()
 
     def copy_extensions_to_source(self):
+        """Make each level's folder, then copy."""
         for extension in self.extensions:
             Path(*extension.name.split(".")[:-1]).mkdir(exist_ok=True)
         super().copy_extensions_to_source()

@@ -1,4 +1,8 @@
-"""fastnorm: training kernels for NumPy arrays on the CPU."""
+"""fastnorm: training kernels for NumPy arrays on the CPU.
+
+Functions take and return plain ``numpy.ndarray`` of float32 or float64. ``fastnorm.reference`` holds a NumPy twin of
+every function: ``backend = fastnorm`` and ``backend = fastnorm.reference`` are interchangeable.
+"""
 
 __version__ = "0.1.0"
 
@@ -11,16 +15,61 @@ except ImportError as error:
     exit_command_line(error)
     raise
 
+from . import init, layers, optim, reference
 from ._runtime import get_num_threads, set_num_threads, show_config
+from .activations import (
+    celu,
+    celu_backward,
+    dropout,
+    dropout_backward,
+    elu,
+    elu_backward,
+    leaky_relu,
+    leaky_relu_backward,
+    relu,
+    relu_backward,
+    sigmoid,
+    sigmoid_backward,
+    tanh,
+    tanh_backward,
+)
+from .loss import log_softmax, softmax, softmax_cross_entropy
 from .moments import Moments
 from .norm import batch_norm_backward, batch_norm_forward, batch_norm_inference
+from .updates import adagrad_step, adam_step, clip_grad_norm, momentum_step, rmsprop_step
 
 __all__ = [
     "Moments",
+    "adagrad_step",
+    "adam_step",
     "batch_norm_backward",
     "batch_norm_forward",
     "batch_norm_inference",
+    "celu",
+    "celu_backward",
+    "clip_grad_norm",
+    "dropout",
+    "dropout_backward",
+    "elu",
+    "elu_backward",
     "get_num_threads",
+    "init",
+    "layers",
+    "leaky_relu",
+    "leaky_relu_backward",
+    "log_softmax",
+    "momentum_step",
+    "optim",
+    "reference",
+    "relu",
+    "relu_backward",
+    "rmsprop_step",
     "set_num_threads",
     "show_config",
+    "sigmoid",
+    "sigmoid_backward",
+    "softmax",
+    "softmax_cross_entropy",
+    "tanh",
+    "tanh_backward",
 ]

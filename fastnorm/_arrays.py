@@ -56,6 +56,17 @@ def check_like(name: str, a: object, shape: tuple[int, ...], dtype: np.dtype[Any
     return a
 
 
+def check_dtype(name: str, dtype: object) -> np.dtype[Any]:
+    """Require what NumPy understands as native float32 or float64."""
+    try:
+        found: np.dtype[Any] = np.dtype(dtype)  # type: ignore[call-overload]  # the TypeError is the check
+    except TypeError:
+        raise TypeError(f"{name}: expected float32 or float64, got {dtype!r}") from None
+    if dtype is None or found not in (FLOAT32, FLOAT64):  # None is NumPy's word for float64
+        raise TypeError(f"{name}: expected float32 or float64, got {dtype if dtype is None else found}")
+    return found
+
+
 def check_writeable(name: str, a: Array) -> None:
     """Require an array that may be written, each element at an address of its own."""
     if not a.flags.writeable:
@@ -90,7 +101,7 @@ def check_integer(name: str, value: object, low: int | None = None) -> int:
 
 def check_number(name: str, value: object, low: float = 0.0, high: float = math.inf, *,
                  open_high: bool = False, finite: bool = True) -> float:
-    """Require a real number in [low, high], or [low, high) with ``open_high``; infinities only with ``finite=False``."""
+    """Require a real number in [low, high], or [low, high) with ``open_high``; infinite only with ``finite=False``."""
     if type(value) is not float:  # the usual case costs one comparison
         if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
             raise TypeError(f"{name}: expected a real number, got {type(value).__name__}")
@@ -136,7 +147,8 @@ def same_array(a: Array, b: Array) -> bool:
                       and a.__array_interface__["data"][0] == b.__array_interface__["data"][0])
 
 
-def check_disjoint(written: tuple[str, Array], *others: tuple[str, Array | None], may_equal: tuple[str, ...] = ()) -> None:
+def check_disjoint(written: tuple[str, Array], *others: tuple[str, Array | None],
+                   may_equal: tuple[str, ...] = ()) -> None:
     """Require that the array to be written shares no byte with the others.
 
     Those named in ``may_equal`` may also be exactly the same array. The test is exact: interleaved views pass.

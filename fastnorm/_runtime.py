@@ -25,7 +25,7 @@ elsewhere, start Python in another directory so that the installed package is im
 try:
     from ._kernels import runtime as _facts
 except ImportError as error:
-    if list(Path(__file__).parent.glob("_kernels/runtime.*.so")) + list(Path(__file__).parent.glob("_kernels/runtime*.pyd")):
+    if any(path.suffix in (".so", ".pyd") for path in Path(__file__).parent.glob("_kernels/runtime.*")):
         raise  # built, but for another Python or with a missing library: the loader's own words are better
     raise ImportError(_NOT_BUILT.format(folder=Path(__file__).parent / "_kernels")) from error
 
@@ -163,7 +163,8 @@ def _openmp_runtime() -> str:
     maps = Path("/proc/self/maps")
     if maps.exists():
         paths = {line.split()[-1] for line in maps.read_text().splitlines() if "/" in line}
-        names = sorted({Path(path).name for path in paths if Path(path).name.startswith(("libgomp", "libomp", "libiomp"))})
+        runtimes = ("libgomp", "libomp", "libiomp")
+        names = sorted({name for path in paths if (name := Path(path).name).startswith(runtimes)})
     return f"{', '.join(names) or 'loaded'} (OpenMP {version})"
 
 

@@ -70,7 +70,8 @@ def _check_parameters(x: Array, axis: int, gamma: Any, beta: Any, running_mean: 
                       residual: Any) -> None:
     """Check the per-channel vectors and the residual against x."""
     channels = (x.shape[axis],)
-    for name, vector in (("gamma", gamma), ("beta", beta), ("running_mean", running_mean), ("running_var", running_var)):
+    vectors = (("gamma", gamma), ("beta", beta), ("running_mean", running_mean), ("running_var", running_var))
+    for name, vector in vectors:
         if vector is not None:
             check_like(name, vector, channels, x.dtype)
     if residual is not None:
@@ -84,7 +85,8 @@ def _check_activation(activation: object, negative_slope: object) -> tuple[int, 
     return ACTIVATIONS[activation], check_number("negative_slope", negative_slope, low=-math.inf)  # type: ignore[index]  # just checked
 
 
-def _check_out(out: Any, x: Array, others: tuple[tuple[str, Array | None], ...], may_equal: tuple[str, ...] = ()) -> None:
+def _check_out(out: Any, x: Array, others: tuple[tuple[str, Array | None], ...],
+               may_equal: tuple[str, ...] = ()) -> None:
     """Check an output of x's shape and dtype that overlaps nothing it must not."""
     if out is not None:
         check_like("out", out, x.shape, x.dtype)
@@ -140,15 +142,17 @@ def _check_inference(x: Any, running_mean: Any, running_var: Any, gamma: Any, be
 def _check_backward(dy: Any, cache: Any, cache_type: type, out: Any) -> None:
     """Check every argument of `batch_norm_backward`; the caches of kernels and twin differ in type alone."""
     if not isinstance(cache, cache_type):
-        raise TypeError(f"cache: expected what batch_norm_forward of the same module returned, got {type(cache).__name__}")
+        raise TypeError("cache: expected what batch_norm_forward of the same module returned, "
+                        f"got {type(cache).__name__}")
     x, residual = cache.x, cache.residual  # type: ignore[attr-defined]  # both cache types have them
     check_like("dy", dy, x.shape, x.dtype)
     _check_out(out, x, (("dy", dy), ("x", x), ("residual", residual)), may_equal=("dy",) if residual is None else ())
 
 
-def _normalize(x: Array, gamma: Array | None, beta: Array | None, running_mean: Array | None, running_var: Array | None,
-               axis: int, training: bool, momentum: float, eps: float, unbiased: bool, activation: int, slope: float,
-               residual: Array | None, out: Array | None) -> tuple[Array, BatchNormCache]:
+def _normalize(x: Array, gamma: Array | None, beta: Array | None, running_mean: Array | None,
+               running_var: Array | None, axis: int, training: bool, momentum: float, eps: float, unbiased: bool,
+               activation: int, slope: float, residual: Array | None,
+               out: Array | None) -> tuple[Array, BatchNormCache]:
     """Allocate and call the forward kernel on checked arguments."""
     x, view = block(x, axis)
     residual = None if residual is None else matching(residual, x)
@@ -160,8 +164,8 @@ def _normalize(x: Array, gamma: Array | None, beta: Array | None, running_mean: 
     beta_ = None if beta is None else dense_vector(beta)
     mean_ = None if running_mean is None else dense_vector(running_mean)
     var_ = None if running_var is None else dense_vector(running_var)
-    kernels.batchnorm.forward(x, residual, y, gamma_, beta_, mean_, var_, table, inv_std, *view, training, momentum, eps,
-                              unbiased, activation, slope, _runtime.get_num_threads())
+    kernels.batchnorm.forward(x, residual, y, gamma_, beta_, mean_, var_, table, inv_std, *view, training, momentum,
+                              eps, unbiased, activation, slope, _runtime.get_num_threads())
     if training and running_mean is not None and running_var is not None:
         write_back(running_mean, mean_)  # type: ignore[arg-type]  # an array like running_mean
         write_back(running_var, var_)  # type: ignore[arg-type]

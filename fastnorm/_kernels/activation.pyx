@@ -1,8 +1,192 @@
-"""activation kernels."""
+"""Activations and inverted dropout, forward and backward: elementwise, over dense memory.
 
-from .vector cimport fastnorm_build_flags
+Design:
+- Memory is all that counts: read each input once, write the output once. An output too large to be found in cache by
+  its next reader is computed into a buffer that stays in L1, and goes around the cache from there. An output that
+  is its own input was just read, is in cache, and is written the ordinary way.
+- A tile is a fixed number of elements. Tiles are independent: the same bits for every number of threads.
+- The mathematics of one element is in vector.h (`elu`, `elu_gradient`, ...), as only C can say `omp simd`.
+- Dropout stores no mask. The random word of an element is a function of the seed, the offset and the element's number
+  in C order of the *logical* array, so that backward finds the same mask even if dy is laid out otherwise than x was.
+"""
+
+from libc.stdint cimport uint32_t, uint64_t
+
+from cython.parallel cimport prange
+
+from .vector cimport (ACTIVATION_CELU, ACTIVATION_ELU, ACTIVATION_LEAKY_RELU, ACTIVATION_RELU, ACTIVATION_SIGMOID,
+                      ACTIVATION_TANH, activation, activation_backward, data, dropout_run, fastnorm_build_flags,
+                      is_float32, philox4x32, real, stream_copy, stream_fence)
+
+cdef enum:
+    TILE = 16384  # elements: 64 KB of float32, long enough for the memory's own prefetch
+    PARALLEL_TILES = 4  # fewer than these and waking a thread costs more than it saves
+    STAGE = 1024  # elements: 8 KB of float64, a quarter of L1
+    STREAM_BYTES = 8 << 20  # more than the share of the last-level cache that an output can hope for
+    CACHE_LINE = 64
+    MAX_AXES = 64  # NumPy's own limit
+
+cdef dict KINDS = {"relu": ACTIVATION_RELU, "leaky_relu": ACTIVATION_LEAKY_RELU, "elu": ACTIVATION_ELU,
+                   "celu": ACTIVATION_CELU, "sigmoid": ACTIVATION_SIGMOID, "tanh": ACTIVATION_TANH}
+
+cdef enum Operation:
+    FORWARD
+    BACKWARD
+    DROPOUT
+
+cdef struct Job:
+    Operation operation
+    int kind                        # which activation
+    double factor                   # leaky ReLU's slope, alpha of ELU and CELU, dropout's scale
+    uint64_t seed
+    uint64_t offset
+    uint32_t threshold              # words below it are dropped
+    int axes                        # of the block in memory order, outermost first, merged where they can be
+    Py_ssize_t lengths[MAX_AXES]
+    Py_ssize_t strides[MAX_AXES]    # in elements of the C-ordered logical array
 
 
 def build_flags():
     """Compiler flags of this level's build."""
     return fastnorm_build_flags().decode()
+
+
+# -- one span of elements ----------------------------------------------------------------------------------------------
+
+
+cdef inline void dropout_span(const Job* job, const real* x, real* y, Py_ssize_t start, Py_ssize_t n) noexcept nogil:
+    """y[0:n] = dropout of x[start : start+n], run by run of the innermost axis."""
+    cdef int last = job.axes - 1, k
+    cdef Py_ssize_t done = 0, rest, run, number
+    while done < n:
+        rest = start + done
+        run = min(job.lengths[last] - rest % job.lengths[last], n - done)
+        number = 0
+        for k in range(last, -1, -1):
+            number += rest % job.lengths[k] * job.strides[k]
+            rest = rest // job.lengths[k]
+        dropout_run(x + start + done, y + done, run, job.seed, job.offset, <uint64_t> number,
+                    <uint64_t> job.strides[last], job.threshold, <real> job.factor)
+        done += run
+
+
+cdef inline void compute(const Job* job, const real* dy, const real* x, real* y, Py_ssize_t start,
+                         Py_ssize_t n) noexcept nogil:
+    """y[0:n] = the operation on elements start to start+n of dy and x."""
+    if job.operation == DROPOUT:
+        dropout_span(job, x, y, start, n)
+    elif job.operation == FORWARD:
+        activation(job.kind, x + start, y, n, <real> job.factor)
+    else:
+        activation_backward(job.kind, dy + start, x + start, y, n, <real> job.factor)
+
+
+# -- tiles -------------------------------------------------------------------------------------------------------------
+
+
+cdef inline void tile(const Job* job, const real* dy, const real* x, real* out, Py_ssize_t start, Py_ssize_t stop,
+                      bint stream) noexcept nogil:
+    cdef real[STAGE] staging
+    cdef Py_ssize_t n
+    if not stream:
+        compute(job, dy, x, out + start, start, stop - start)
+        return
+    while start < stop:
+        # The first piece is shorter by what lies past a line's boundary: all later ones fill whole lines.
+        n = min(STAGE - <Py_ssize_t> ((<size_t> (out + start)) % CACHE_LINE // sizeof(real)), stop - start)
+        compute(job, dy, x, staging, start, n)
+        stream_copy(out + start, staging, n * sizeof(real))
+        start += n
+    stream_fence()
+
+
+cdef void run_tiles(const Job* job, const real* dy, const real* x, real* out, Py_ssize_t n, bint stream,
+                    int threads) noexcept nogil:
+    cdef Py_ssize_t tiles = (n + TILE - 1) // TILE, t
+    if threads == 1 or tiles < PARALLEL_TILES:
+        for t in range(tiles):
+            tile(job, dy, x, out, t * TILE, min(n, (t + 1) * TILE), stream)
+    else:
+        for t in prange(tiles, schedule="dynamic", chunksize=1, num_threads=threads):
+            tile(job, dy, x, out, t * TILE, min(n, (t + 1) * TILE), stream)
+
+
+cdef run(Job* job, object dy, object x, object out, int threads):
+    """IN dy (or None), x; OUT out, which may be x in a forward and in dropout, and dy in a backward."""
+    cdef void* dy_data = data(dy)
+    cdef void* x_data = data(x)
+    cdef void* out_data = data(out)
+    cdef Py_ssize_t n = x.size
+    cdef bint single = is_float32(x)
+    cdef bint stream = (n * (sizeof(float) if single else sizeof(double)) > STREAM_BYTES and out_data != x_data
+                        and out_data != dy_data)
+    with nogil:
+        if single:
+            run_tiles(job, <const float*> dy_data, <const float*> x_data, <float*> out_data, n, stream, threads)
+        else:
+            run_tiles(job, <const double*> dy_data, <const double*> x_data, <double*> out_data, n, stream, threads)
+
+
+# -- what Python calls -------------------------------------------------------------------------------------------------
+
+
+def forward(str name, x, out, double factor, int threads):
+    """out = act(x). x, out: dense, aligned, equal layout and dtype; out may be x.
+
+    relu        max(x, 0)
+    leaky_relu  x if x > 0 else slope*x
+    elu         x if x > 0 else alpha*(exp(x) - 1)           (Clevert, Unterthiner, Hochreiter 2016, equation 15)
+    celu        x if x > 0 else alpha*(exp(x/alpha) - 1)     (Barron 2017, equation 2)
+    sigmoid     1 / (1 + exp(-x))
+    tanh        (exp(x) - exp(-x)) / (exp(x) + exp(-x))
+    """
+    cdef Job job
+    job.operation = FORWARD
+    job.kind = KINDS[name]
+    job.factor = factor
+    run(&job, None, x, out, threads)
+
+
+def backward(str name, dy, x, out, double factor, int threads):
+    """out = act'(x) * dy; for sigmoid and tanh, x is the forward's output y. All of one layout; out may be dy.
+
+    relu        dy if x > 0 else 0
+    leaky_relu  dy if x > 0 else slope*dy
+    elu         dy if x > 0 else alpha*exp(x)*dy
+    celu        dy if x > 0 else exp(x/alpha)*dy
+    sigmoid     y*(1 - y)*dy
+    tanh        (1 - y**2)*dy
+    """
+    cdef Job job
+    job.operation = BACKWARD
+    job.kind = KINDS[name]
+    job.factor = factor
+    run(&job, dy, x, out, threads)
+
+
+def dropout(x, out, double scale, uint32_t threshold, uint64_t seed, uint64_t offset, tuple lengths, tuple strides,
+            int threads):
+    """out = x * (scale if word >= threshold else 0), with one Philox word an element. out may be x.
+
+    Inverted dropout: Srivastava et al. 2014, section 10; random numbers: Salmon et al. 2011.
+    lengths, strides: the axes of the dense block in memory order, and their strides in the C-ordered logical array.
+    """
+    cdef Job job
+    cdef int k
+    job.operation = DROPOUT
+    job.factor = scale
+    job.threshold = threshold
+    job.seed = seed
+    job.offset = offset
+    job.axes = len(lengths)
+    for k in range(job.axes):
+        job.lengths[k] = lengths[k]
+        job.strides[k] = strides[k]
+    run(&job, None, x, out, threads)
+
+
+def philox(counter, key):
+    """One block of Philox4x32-10: four 32-bit words for a counter of four and a key of two."""
+    cdef uint32_t[4] words = [counter[0], counter[1], counter[2], counter[3]]
+    philox4x32(words, key[0], key[1])
+    return words[0], words[1], words[2], words[3]

@@ -9,22 +9,23 @@ The twin is `fastnorm/reference/norm.py`.
 """
 
 # Design:
-# - Stats, then apply; reduce, then apply. Work is cut into tiles of channels, and each tile's samples into blocks. Where a
-#   tile fits the second-level cache there is one block, and both halves run on it at once: memory is read once. Else
-#   (few channels of many samples) all blocks do the first half, partial results are merged in block order, and all
-#   blocks do the second half. Tiles and blocks depend on the shape alone, so the bits do not depend on the threads.
-# - Two inner loops. Runs: one channel's `inner` values are contiguous and long. Columns: `inner` is 1 (channels last) or
-#   short (7x7), and a tile is a matrix with one row an outer index and one column a (channel, position): whole rows of
-#   neighbouring channels make long vectors without tails, and the parameter table has an entry for each column.
-# - Statistics of a chunk are sums of d = x - pivot and d*d over at most 64 values a partial sum, merged in double by Chan,
-#   Golub & LeVeque (1979). The pivot is the mean of the first few samples; where it turns out more than two standard
+# - Stats, then apply; reduce, then apply. Work is cut into tiles of channels, and each tile's samples into blocks.
+#   Where a tile fits the second-level cache there is one block, and both halves run on it at once: memory is read
+#   once. Else (few channels of many samples) all blocks do the first half, partial results are merged in block order,
+#   and all blocks do the second half. Tiles and blocks depend on the shape alone, so the bits do not depend on the
+#   threads.
+# - Two inner loops. Runs: one channel's `inner` values are contiguous and long. Columns: `inner` is 1 (channels last)
+#   or short (7x7), and a tile is a matrix with one row an outer index and one column a (channel, position): whole rows
+#   of neighbouring channels make long vectors without tails, and the parameter table has an entry for each column.
+# - Statistics of a chunk are sums of d = x - pivot and d*d over at most 64 values a partial sum, merged in double by
+#   Chan, Golub & LeVeque (1979). The pivot is one of the first few samples; where it turns out more than two standard
 #   deviations off, the chunk, still in cache, is summed again around its own mean: one pass over memory, two-pass
 #   accuracy.
-# - The mean travels as two numbers (mean_hi + mean_lo): in float32 one number is not enough when data lie far from zero.
+# - The mean travels as two numbers (mean_hi + mean_lo): in float32 one number is not enough when data lie far from
+#   zero.
 # - Streaming stores go through a small buffer in L1 (`stream_copy`), so that the loops need no second version.
 
 from cython.parallel cimport parallel, prange, threadid
-from libc.float cimport DBL_EPSILON
 from libc.math cimport fabs, isfinite, sqrt
 from libc.string cimport memcpy, memset
 
@@ -40,6 +41,7 @@ cdef enum:
     WIDTH_MIN = 64             # columns of a tile at least: 256 contiguous bytes
     CHUNK_ROWS = 64            # columns: rows that one float partial sum takes before it is merged in double
     CHUNK = 64 * 64            # runs: the same for LANES partial sums
+    SAMPLES = 4                # values that the first pivot is chosen from
     PIECE = 1024               # values that one streaming buffer holds
     CACHE = 1024 * 1024        # bytes of a tile that is read twice and should be found in L2 the second time
     BLOCK = 256 * 1024         # bytes of a block where a tile's samples are cut
@@ -175,24 +177,34 @@ cdef inline void spread(real* row, Py_ssize_t k, Py_ssize_t inner, double value)
         row[j] = <real> value
 
 
-cdef inline double near(double mean, double first) noexcept nogil:
-    """The mean of a few samples as a pivot: finite, and exactly the value where all are equal (d is 0 then)."""
+cdef inline real typical(const real* x, Py_ssize_t n, Py_ssize_t stride) noexcept nogil:
+    """The one of n values that lies nearest to their mean; 0 where that is not finite.
+
+    A value of the data keeps d exact where the data lie on a grid (integers, pixels), and 0 for constant data.
+    """
+    cdef double mean = 0
+    cdef real best = x[0]
+    cdef Py_ssize_t i
+    for i in range(n):
+        mean += x[i * stride]
+    mean /= n
     if not isfinite(mean):
         return 0
-    return first if fabs(mean - first) <= 8 * DBL_EPSILON * fabs(first) else mean
+    for i in range(1, n):
+        if fabs(x[i * stride] - mean) < fabs(best - mean):
+            best = x[i * stride]
+    return best
 
 
-cdef void first_pivot(const real* x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t channels, Py_ssize_t inner,
-                      real* pivot) noexcept nogil:
+cdef inline void first_pivot(const real* x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t channels, Py_ssize_t inner,
+                             real* pivot) noexcept nogil:
     """A value near each channel's mean, from its first few samples."""
-    cdef Py_ssize_t k, r
-    cdef double sum
-    rows = min(rows, max(1, 8 // inner))
+    cdef Py_ssize_t k
     for k in range(channels):
-        sum = 0
-        for r in range(rows):
-            sum += column_sum(x + r * stride, k, inner)
-        spread(pivot, k, inner, near(sum / (rows * inner), x[k * inner]))
+        if inner == 1:
+            pivot[k] = typical(x + k, min(rows, SAMPLES), stride)
+        else:
+            spread(pivot, k, inner, typical(x + k * inner, min(inner, SAMPLES), 1))
 
 
 cdef void stats_of_columns(const real* x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t channels, Py_ssize_t inner,
@@ -252,8 +264,7 @@ cdef void stats_of_run(const real* x, Py_ssize_t start, Py_ssize_t stop, Py_ssiz
     cdef Py_ssize_t chunk, s, e, o = start // inner, at = start - o * inner
     cdef double n, a, b
     cdef real pivot
-    e = min(inner - at, 8, stop - start)
-    pivot = <real> near(lanes_sum(x + o * stride + at, e) / e, x[o * stride + at])
+    pivot = typical(x + o * stride + at, min(inner - at, stop - start, SAMPLES), 1)
     for chunk in range(ceil_div(stop - start, CHUNK)):
         s = start + chunk * CHUNK
         e = min(s + CHUNK, stop)
@@ -427,7 +438,8 @@ cdef void run_moments(const Job* job, int threads, real* kind) noexcept nogil:
         merge_blocks(job, c)
 
 
-cdef void run_standardize(const Job* job, const double* mean, const double* var, int threads, real* kind) noexcept nogil:
+cdef void run_standardize(const Job* job, const double* mean, const double* var, int threads,
+                          real* kind) noexcept nogil:
     """y = (x - mean) / sqrt(var), for float64 statistics."""
     cdef Py_ssize_t c
     for c in range(job.channels):
@@ -590,7 +602,7 @@ cdef void run_backward(const Job* job, int threads, real* kind) noexcept nogil:
                           <real*> scratch_of(job, threadid()))
 
 
-# -- what Python calls: every argument has been checked, every array is dense and laid out alike ---------------------------
+# -- what Python calls: every argument has been checked, every array is dense and laid out alike -----------------------
 
 
 cdef void* allocate(Job* job, int threads, bint statistics) except NULL:
@@ -614,7 +626,8 @@ def forward(x, residual, y, gamma, beta, running_mean, running_var, table, inv_s
     memset(&job, 0, sizeof(Job))
     job.outer, job.channels, job.inner = outer, channels, inner
     job.x, job.residual, job.y = data(x), data(residual), data(y)
-    job.gamma, job.beta, job.running_mean, job.running_var = data(gamma), data(beta), data(running_mean), data(running_var)
+    job.gamma, job.beta = data(gamma), data(beta)
+    job.running_mean, job.running_var = data(running_mean), data(running_var)
     job.table, job.inv_std = data(table), <double*> data(inv_std)
     job.momentum, job.eps, job.unbiased = momentum, eps, unbiased
     job.activation, job.slope = activation, slope

@@ -1,8 +1,545 @@
-"""optimizer kernels."""
+"""Optimizer updates in place over whole lists of parameters: momentum, RMSProp, Adam, Adagrad; gradient clipping.
 
-from .vector cimport fastnorm_build_flags
+Twins: fastnorm/reference/updates.py, under the names of the public functions.
+
+# Design:
+# - One call takes the whole list and runs one parallel region over its tiles. A tile is a run of at most TILE elements
+#   of one parameter with the addresses of its arrays, so float32 and float64 parameters may follow each other.
+#   Tiles depend on the sizes alone; every element is computed by itself, and the partial sums of the norm are added up
+#   in tile order: the same bits for every thread count.
+# - The arrays of one parameter are dense and laid out alike, so an update is a loop over flat memory. `all_well` is the
+#   one test of that, without a word: lists of hundreds of small arrays are common, and the worded checks of
+#   _arrays.py cost microseconds an array. Where it says no, the Python layer finds out why.
+# - Constants (bias corrections, 1 - beta, ...) are computed in double and rounded once to the parameter's dtype.
+#   A choice that adds or drops an array is a constant argument of its loop, so that each combination is compiled for
+#   itself, without a branch; a choice of arithmetic alone is a select, or a constant of 0 or 1 (adding 0 and
+#   multiplying by 1 are exact). GCC vectorizes every loop here at every level.
+"""
+
+cimport numpy as cnp
+from cython.parallel cimport prange
+from libc.math cimport pow, sqrt, sqrtf
+from libc.stdlib cimport free, malloc, qsort
+
+from .vector cimport fastnorm_build_flags, real, sum_squares
+
+cnp.import_array()
+
+cdef enum:
+    TILE = 16384  # elements: long enough to hide the handing out, short enough to share a layer among threads
+    SMALL = 32768  # elements of a whole list that one thread updates in about the time it takes to wake a team
+    ARRAYS = 5  # at most, of one parameter
+
+# What a tile is: a run of `n` elements at the same place of each array of one parameter.
+cdef struct Tile:
+    void* array[ARRAYS]
+    Py_ssize_t n
+    bint is_float32
+    double sum  # of a reduction over this tile
+
+cdef struct Tiles:
+    Tile* tile
+    Py_ssize_t n
+    Py_ssize_t elements
+
+ctypedef void (*TileKernel)(Tile* t, const void* constants) noexcept nogil
 
 
 def build_flags():
     """Compiler flags of this level's build."""
     return fastnorm_build_flags().decode()
+
+
+# -- the fast check ----------------------------------------------------------------------------------------------------
+
+cdef struct Range:
+    size_t low, high
+    bint written
+
+
+cdef int by_address(const void* a, const void* b) noexcept nogil:
+    cdef size_t x = (<const Range*> a).low, y = (<const Range*> b).low
+    return (x > y) - (x < y)
+
+
+cdef bint is_dense(cnp.ndarray a) noexcept:
+    """Whether the elements fill one block of memory in some axis order."""
+    cdef cnp.npy_intp* shape = cnp.PyArray_DIMS(a)
+    cdef cnp.npy_intp* strides = cnp.PyArray_STRIDES(a)
+    cdef int ndim = cnp.PyArray_NDIM(a), _step, j
+    cdef Py_ssize_t expected = cnp.PyArray_ITEMSIZE(a)
+    if cnp.PyArray_CHKFLAGS(a, cnp.NPY_ARRAY_C_CONTIGUOUS) or cnp.PyArray_CHKFLAGS(a, cnp.NPY_ARRAY_F_CONTIGUOUS):
+        return True
+    for _step in range(ndim):  # from the innermost axis outward
+        for j in range(ndim):
+            if shape[j] > 1 and strides[j] == expected:
+                expected *= shape[j]
+                break
+    return expected == cnp.PyArray_NBYTES(a)
+
+
+cdef bint is_like(cnp.ndarray a, cnp.ndarray first) noexcept:
+    """Whether two arrays have one shape, dtype and layout, ``first`` being dense."""
+    cdef int ndim = cnp.PyArray_NDIM(first), i
+    if cnp.PyArray_TYPE(a) != cnp.PyArray_TYPE(first) or cnp.PyArray_NDIM(a) != ndim:
+        return False
+    for i in range(ndim):
+        if cnp.PyArray_DIM(a, i) != cnp.PyArray_DIM(first, i):
+            return False
+    if cnp.PyArray_CHKFLAGS(a, cnp.NPY_ARRAY_C_CONTIGUOUS) and cnp.PyArray_CHKFLAGS(first, cnp.NPY_ARRAY_C_CONTIGUOUS):
+        return True
+    for i in range(ndim):
+        if cnp.PyArray_DIM(a, i) > 1 and cnp.PyArray_STRIDE(a, i) != cnp.PyArray_STRIDE(first, i):
+            return False
+    return True
+
+
+cdef bint are_disjoint(Range* ranges, Py_ssize_t n) noexcept nogil:
+    """Whether no range that is written meets another one. Sorts them."""
+    cdef size_t end_of_all = 0, end_of_written = 0
+    cdef Py_ssize_t i
+    qsort(ranges, n, sizeof(Range), by_address)
+    for i in range(n):
+        if ranges[i].low < (end_of_all if ranges[i].written else end_of_written):
+            return False
+        end_of_all = max(end_of_all, ranges[i].high)
+        if ranges[i].written:
+            end_of_written = max(end_of_written, ranges[i].high)
+    return True
+
+
+def all_well(tuple lists, tuple written):
+    """Whether kernels can take these lists as they are; False says "look closer", not "wrong".
+
+    ``lists`` holds one tuple an argument, all of one length; ``written`` says which of them kernels write. True means:
+    ndarrays (no subclass) of native float32 or float64, aligned; the arrays at one position are dense with one shape,
+    dtype and layout; those written are writeable, and no address range of theirs meets another one.
+    """
+    cdef Py_ssize_t n_lists = len(lists), n = len(<tuple> lists[0]), n_ranges = 0, i, j
+    cdef Range* ranges = <Range*> malloc(max(n_lists * n, 1) * sizeof(Range))
+    cdef cnp.ndarray a, first
+    cdef tuple arrays
+    cdef object item
+    cdef int type_number
+    cdef bint is_written
+    if ranges is NULL:
+        raise MemoryError("fastnorm: no memory for the address ranges of an optimizer call")
+    try:
+        for j in range(n_lists):
+            arrays = <tuple> lists[j]
+            is_written = written[j]
+            for i in range(n):
+                item = arrays[i]
+                if not cnp.PyArray_CheckExact(item):
+                    return False
+                a = <cnp.ndarray> item
+                type_number = cnp.PyArray_TYPE(a)
+                if not (type_number == cnp.NPY_FLOAT32 or type_number == cnp.NPY_FLOAT64):
+                    return False
+                if not (cnp.PyArray_CHKFLAGS(a, cnp.NPY_ARRAY_ALIGNED) and cnp.PyArray_ISNOTSWAPPED(a)):
+                    return False
+                if is_written and not cnp.PyArray_CHKFLAGS(a, cnp.NPY_ARRAY_WRITEABLE):
+                    return False
+                if j == 0:
+                    if not is_dense(a):
+                        return False
+                else:
+                    first = <cnp.ndarray> (<tuple> lists[0])[i]
+                    if not is_like(a, first):
+                        return False
+                if cnp.PyArray_SIZE(a) > 0:
+                    ranges[n_ranges].low = <size_t> cnp.PyArray_DATA(a)
+                    ranges[n_ranges].high = ranges[n_ranges].low + <size_t> cnp.PyArray_NBYTES(a)
+                    ranges[n_ranges].written = is_written
+                    n_ranges += 1
+        return are_disjoint(ranges, n_ranges)
+    finally:
+        free(ranges)
+
+
+# -- tiles -------------------------------------------------------------------------------------------------------------
+
+cdef Tiles cut(tuple lists) except *:
+    """Tiles of a whole list of parameters. ``lists``: one tuple of arrays an argument, or None where it is absent."""
+    cdef Py_ssize_t n = len(<tuple> lists[0]), n_lists = len(lists), size, start, i, j
+    cdef cnp.ndarray a
+    cdef bint is_float32
+    cdef Tiles tiles
+    cdef Tile* t
+    tiles.n = tiles.elements = 0
+    for i in range(n):
+        size = cnp.PyArray_SIZE(<cnp.ndarray> (<tuple> lists[0])[i])
+        tiles.elements += size
+        tiles.n += (size + TILE - 1) // TILE
+    tiles.tile = <Tile*> malloc(max(tiles.n, 1) * sizeof(Tile))
+    if tiles.tile is NULL:
+        raise MemoryError("fastnorm: no memory for the tiles of an optimizer call")
+    t = tiles.tile
+    for i in range(n):
+        a = <cnp.ndarray> (<tuple> lists[0])[i]
+        size = cnp.PyArray_SIZE(a)
+        is_float32 = cnp.PyArray_TYPE(a) == cnp.NPY_FLOAT32
+        for start in range(0, size, TILE):
+            t.n = min(TILE, size - start)
+            t.is_float32 = is_float32
+            for j in range(n_lists):
+                t.array[j] = NULL if lists[j] is None else (
+                    cnp.PyArray_BYTES(<cnp.ndarray> (<tuple> lists[j])[i]) + start * cnp.PyArray_ITEMSIZE(a))
+            t += 1
+    return tiles
+
+
+cdef void run(Tiles tiles, TileKernel kernel, const void* constants, int threads) noexcept nogil:
+    """The kernel on every tile."""
+    cdef Py_ssize_t t
+    if threads == 1 or tiles.elements <= SMALL:
+        for t in range(tiles.n):
+            kernel(&tiles.tile[t], constants)
+    else:
+        for t in prange(tiles.n, schedule="dynamic", chunksize=1, num_threads=threads):
+            kernel(&tiles.tile[t], constants)
+
+
+cdef int update(tuple lists, TileKernel kernel, const void* constants, int threads) except -1:
+    """Cut the lists and run the kernel, without the GIL."""
+    cdef Tiles tiles = cut(lists)
+    with nogil:
+        run(tiles, kernel, constants, threads)
+        free(tiles.tile)
+    return 0
+
+
+# -- elementwise mathematics -------------------------------------------------------------------------------------------
+
+cdef inline real root(real x) noexcept nogil:
+    if real is float:
+        return sqrtf(x)
+    else:
+        return sqrt(x)
+
+
+cdef inline real direction(real g, real p, real sign, real weight_decay) noexcept nogil:
+    """Gradient to descend along: ±g + weight_decay * p. Without decay p is not looked at: 0 * inf is NaN."""
+    return sign * g + weight_decay * p if weight_decay != 0 else sign * g
+
+
+cdef inline real maximum(real a, real b) noexcept nogil:
+    """The larger one; NaN if either is. Two selects: `or` would be a branch, which GCC does not vectorize."""
+    cdef real larger = a if a >= b else b  # b where b is NaN
+    return a if a != a else larger
+
+
+cdef inline double positive_part(double x) noexcept nogil:
+    return 0.0 if x < 0 else x  # NaN passes
+
+
+# -- momentum ----------------------------------------------------------------------------------------------------------
+#   g = ±grad + weight_decay * p
+#   v = momentum * v + (1 - dampening) * g
+#   p = p - lr * (g + momentum * v if nesterov else v)
+# PyTorch, torch.optim.SGD; Sutskever et al. 2013 for Nesterov's form. Without velocities, momentum is 0.
+
+cdef struct MomentumConstants:
+    double lr, momentum, gain, weight_decay, sign
+    bint nesterov, has_velocity
+
+
+cdef inline void momentum_loop(
+    real* p,  # IN OUT
+    const real* grad,  # IN
+    real* v,  # IN OUT
+    Py_ssize_t n, const MomentumConstants* c, const bint has_velocity,
+) noexcept nogil:
+    cdef real lr = <real> c.lr, momentum = <real> c.momentum, gain = <real> c.gain
+    cdef real weight_decay = <real> c.weight_decay, sign = <real> c.sign
+    cdef bint nesterov = c.nesterov
+    cdef real g, velocity
+    cdef Py_ssize_t i
+    for i in range(n):
+        g = direction(grad[i], p[i], sign, weight_decay)
+        if has_velocity:
+            velocity = momentum * v[i] + gain * g
+            v[i] = velocity
+        else:
+            velocity = gain * g
+        p[i] -= lr * (g + momentum * velocity if nesterov else velocity)
+
+
+cdef inline void momentum_flags(real* p, const real* grad, real* v, Py_ssize_t n,
+                                const MomentumConstants* c) noexcept nogil:
+    if c.has_velocity:
+        momentum_loop(p, grad, v, n, c, True)
+    else:
+        momentum_loop(p, grad, v, n, c, False)
+
+
+cdef void momentum_tile(Tile* t, const void* constants) noexcept nogil:
+    cdef const MomentumConstants* c = <const MomentumConstants*> constants
+    if t.is_float32:
+        momentum_flags(<float*> t.array[0], <const float*> t.array[1], <float*> t.array[2], t.n, c)
+    else:
+        momentum_flags(<double*> t.array[0], <const double*> t.array[1], <double*> t.array[2], t.n, c)
+
+
+def momentum(tuple params, tuple grads, tuple velocities, double lr, double momentum, double dampening, bint nesterov,
+             double weight_decay, bint maximize, int threads):
+    """``momentum_step`` on checked lists; ``velocities`` may be None."""
+    cdef MomentumConstants c
+    c.lr, c.momentum, c.gain, c.weight_decay = lr, momentum, 1.0 - dampening, weight_decay
+    c.sign = -1.0 if maximize else 1.0
+    c.nesterov, c.has_velocity = nesterov, velocities is not None
+    update((params, grads, velocities), momentum_tile, &c, threads)
+
+
+# -- RMSProp -----------------------------------------------------------------------------------------------------------
+#   g = ±grad + weight_decay * p
+#   s = alpha * s + (1 - alpha) * g**2
+#   m = alpha * m + (1 - alpha) * g                        centered only; else read 0 for m
+#   d = g / (sqrt(s - m**2) + eps)                         or g / sqrt(s - m**2 + eps)
+#   b = momentum * b + d                                   with momentum only; else read d for b
+#   p = p - lr * b
+# Tieleman and Hinton 2012; Graves 2013, equations 38-41, for the centered form; PyTorch, torch.optim.RMSprop.
+
+cdef struct RMSPropConstants:
+    double lr, alpha, eps_inside, eps_outside, weight_decay, momentum, sign
+    bint centered, has_momentum
+
+
+cdef inline void rmsprop_loop(
+    real* p,  # IN OUT
+    const real* grad,  # IN
+    real* s,  # IN OUT
+    real* m,  # IN OUT
+    real* b,  # IN OUT
+    Py_ssize_t n, const RMSPropConstants* c, const bint centered, const bint has_momentum,
+) noexcept nogil:
+    cdef real lr = <real> c.lr, alpha = <real> c.alpha, gain = <real> (1.0 - c.alpha)
+    cdef real eps_inside = <real> c.eps_inside, eps_outside = <real> c.eps_outside
+    cdef real weight_decay = <real> c.weight_decay, sign = <real> c.sign, momentum = <real> c.momentum
+    cdef double wide_alpha = c.alpha, wide_gain = 1.0 - c.alpha, wide_weight_decay = c.weight_decay, wide_sign = c.sign
+    cdef real g, variance, d
+    cdef double wide_g, square, mean
+    cdef Py_ssize_t i
+    for i in range(n):
+        if centered:
+            # In double: s - m**2 cancels where a gradient is steady, and its root magnifies what is left.
+            wide_g = direction[double](grad[i], p[i], wide_sign, wide_weight_decay)
+            square = wide_alpha * s[i] + wide_gain * (wide_g * wide_g)
+            mean = wide_alpha * m[i] + wide_gain * wide_g
+            s[i] = <real> square
+            m[i] = <real> mean
+            g = <real> wide_g
+            variance = <real> positive_part(square - mean * mean)
+        else:
+            g = direction(grad[i], p[i], sign, weight_decay)
+            variance = alpha * s[i] + gain * (g * g)
+            s[i] = variance
+        d = g / (root(variance + eps_inside) + eps_outside)
+        if has_momentum:
+            d = momentum * b[i] + d
+            b[i] = d
+        p[i] -= lr * d
+
+
+cdef inline void rmsprop_flags(real* p, const real* grad, real* s, real* m, real* b, Py_ssize_t n,
+                               const RMSPropConstants* c) noexcept nogil:
+    if c.centered:
+        if c.has_momentum:
+            rmsprop_loop(p, grad, s, m, b, n, c, True, True)
+        else:
+            rmsprop_loop(p, grad, s, m, b, n, c, True, False)
+    else:
+        if c.has_momentum:
+            rmsprop_loop(p, grad, s, m, b, n, c, False, True)
+        else:
+            rmsprop_loop(p, grad, s, m, b, n, c, False, False)
+
+
+cdef void rmsprop_tile(Tile* t, const void* constants) noexcept nogil:
+    cdef const RMSPropConstants* c = <const RMSPropConstants*> constants
+    if t.is_float32:
+        rmsprop_flags(<float*> t.array[0], <const float*> t.array[1], <float*> t.array[2], <float*> t.array[3],
+                      <float*> t.array[4], t.n, c)
+    else:
+        rmsprop_flags(<double*> t.array[0], <const double*> t.array[1], <double*> t.array[2], <double*> t.array[3],
+                      <double*> t.array[4], t.n, c)
+
+
+def rmsprop(tuple params, tuple grads, tuple square_avgs, tuple grad_avgs, tuple momentum_buffers, double lr,
+            double alpha, double eps, double weight_decay, double momentum, bint eps_inside_sqrt, bint maximize,
+            int threads):
+    """``rmsprop_step`` on checked lists; centered with ``grad_avgs``, with momentum if ``momentum_buffers``."""
+    cdef RMSPropConstants c
+    c.lr, c.alpha, c.weight_decay, c.momentum = lr, alpha, weight_decay, momentum
+    c.eps_inside = eps if eps_inside_sqrt else 0.0
+    c.eps_outside = 0.0 if eps_inside_sqrt else eps
+    c.sign = -1.0 if maximize else 1.0
+    c.centered, c.has_momentum = grad_avgs is not None, momentum_buffers is not None
+    update((params, grads, square_avgs, grad_avgs, momentum_buffers), rmsprop_tile, &c, threads)
+
+
+# -- Adam --------------------------------------------------------------------------------------------------------------
+#   g = ±grad + weight_decay * p                           coupled (L2); g = ±grad and
+#   p = (1 - lr * weight_decay) * p                        decoupled (AdamW)
+#   m = beta1 * m + (1 - beta1) * g
+#   v = beta2 * v + (1 - beta2) * g**2
+#   w = v, or with amsgrad w = the largest v so far
+#   p = p - lr * m / (1 - beta1**t) / (sqrt(w / (1 - beta2**t)) + eps)
+# With r = sqrt(1 - beta2**t) this is p - (lr * r / (1 - beta1**t)) * m / (sqrt(w) + eps * r), and leaving out the last
+# r gives the paper's epsilon hat: one loop, two values of eps.
+# Kingma and Ba 2015, algorithm 1 and the end of section 2; Loshchilov and Hutter 2019 (AdamW); Reddi et al. 2018
+# (AMSGrad); PyTorch, torch.optim.Adam and AdamW.
+
+cdef struct AdamConstants:
+    double step_size, beta1, beta2, eps, weight_decay, shrink, sign
+    bint amsgrad
+
+
+cdef inline void adam_loop(
+    real* p,  # IN OUT
+    const real* grad,  # IN
+    real* m,  # IN OUT
+    real* v,  # IN OUT
+    real* v_max,  # IN OUT
+    Py_ssize_t n, const AdamConstants* c, const bint amsgrad,
+) noexcept nogil:
+    cdef real step_size = <real> c.step_size, eps = <real> c.eps, shrink = <real> c.shrink
+    cdef real beta1 = <real> c.beta1, gain1 = <real> (1.0 - c.beta1)
+    cdef real beta2 = <real> c.beta2, gain2 = <real> (1.0 - c.beta2)
+    cdef real weight_decay = <real> c.weight_decay, sign = <real> c.sign
+    cdef real g, mean, square
+    cdef Py_ssize_t i
+    for i in range(n):
+        g = direction(grad[i], p[i], sign, weight_decay)
+        mean = beta1 * m[i] + gain1 * g
+        square = beta2 * v[i] + gain2 * (g * g)
+        m[i] = mean
+        v[i] = square
+        if amsgrad:
+            square = maximum(v_max[i], square)
+            v_max[i] = square
+        p[i] = shrink * p[i] - step_size * (mean / (root(square) + eps))
+
+
+cdef inline void adam_flags(real* p, const real* grad, real* m, real* v, real* v_max, Py_ssize_t n,
+                            const AdamConstants* c) noexcept nogil:
+    if c.amsgrad:
+        adam_loop(p, grad, m, v, v_max, n, c, True)
+    else:
+        adam_loop(p, grad, m, v, v_max, n, c, False)
+
+
+cdef void adam_tile(Tile* t, const void* constants) noexcept nogil:
+    cdef const AdamConstants* c = <const AdamConstants*> constants
+    if t.is_float32:
+        adam_flags(<float*> t.array[0], <const float*> t.array[1], <float*> t.array[2], <float*> t.array[3],
+                   <float*> t.array[4], t.n, c)
+    else:
+        adam_flags(<double*> t.array[0], <const double*> t.array[1], <double*> t.array[2], <double*> t.array[3],
+                   <double*> t.array[4], t.n, c)
+
+
+def adam(tuple params, tuple grads, tuple exp_avgs, tuple exp_avg_sqs, tuple max_exp_avg_sqs, double step, double lr,
+         double beta1, double beta2, double eps, double weight_decay, bint decoupled_weight_decay, bint epsilon_hat,
+         bint maximize, int threads):
+    """``adam_step`` on checked lists; AMSGrad if ``max_exp_avg_sqs``."""
+    cdef AdamConstants c
+    cdef double root_correction = sqrt(1.0 - pow(beta2, step))
+    c.step_size = lr * root_correction / (1.0 - pow(beta1, step))
+    c.beta1, c.beta2 = beta1, beta2
+    c.eps = eps if epsilon_hat else eps * root_correction
+    c.weight_decay = 0.0 if decoupled_weight_decay else weight_decay
+    c.shrink = 1.0 - lr * weight_decay if decoupled_weight_decay else 1.0
+    c.sign = -1.0 if maximize else 1.0
+    c.amsgrad = max_exp_avg_sqs is not None
+    update((params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs), adam_tile, &c, threads)
+
+
+# -- Adagrad -----------------------------------------------------------------------------------------------------------
+#   g = ±grad + weight_decay * p
+#   s = s + g**2
+#   p = p - lr / (1 + (t - 1) * lr_decay) * g / (sqrt(s) + eps)
+# Duchi, Hazan and Singer 2011; PyTorch, torch.optim.Adagrad.
+
+cdef struct AdagradConstants:
+    double step_size, eps, weight_decay, sign
+
+
+cdef inline void adagrad_loop(
+    real* p,  # IN OUT
+    const real* grad,  # IN
+    real* s,  # IN OUT
+    Py_ssize_t n, const AdagradConstants* c,
+) noexcept nogil:
+    cdef real step_size = <real> c.step_size, eps = <real> c.eps
+    cdef real weight_decay = <real> c.weight_decay, sign = <real> c.sign
+    cdef real g, square
+    cdef Py_ssize_t i
+    for i in range(n):
+        g = direction(grad[i], p[i], sign, weight_decay)
+        square = s[i] + g * g
+        s[i] = square
+        p[i] -= step_size * (g / (root(square) + eps))
+
+
+cdef void adagrad_tile(Tile* t, const void* constants) noexcept nogil:
+    cdef const AdagradConstants* c = <const AdagradConstants*> constants
+    if t.is_float32:
+        adagrad_loop(<float*> t.array[0], <const float*> t.array[1], <float*> t.array[2], t.n, c)
+    else:
+        adagrad_loop(<double*> t.array[0], <const double*> t.array[1], <double*> t.array[2], t.n, c)
+
+
+def adagrad(tuple params, tuple grads, tuple state_sums, double step, double lr, double lr_decay, double eps,
+            double weight_decay, bint maximize, int threads):
+    """``adagrad_step`` on checked lists."""
+    cdef AdagradConstants c
+    c.step_size = lr / (1.0 + (step - 1.0) * lr_decay)
+    c.eps, c.weight_decay = eps, weight_decay
+    c.sign = -1.0 if maximize else 1.0
+    update((params, grads, state_sums), adagrad_tile, &c, threads)
+
+
+# -- clipping ----------------------------------------------------------------------------------------------------------
+#   norm = sqrt(Σ g**2) over all elements of all arrays;   g = g * min(1, max_norm / (norm + 1e-6))
+# Pascanu, Mikolov and Bengio 2013, algorithm 1; PyTorch, torch.nn.utils.clip_grad_norm_.
+
+cdef void sum_squares_tile(Tile* t, const void* constants) noexcept nogil:
+    if t.is_float32:
+        t.sum = sum_squares(<const float*> t.array[0], t.n)
+    else:
+        t.sum = sum_squares(<const double*> t.array[0], t.n)
+
+
+cdef inline void scale_loop(
+    real* x,  # IN OUT
+    Py_ssize_t n, real factor,
+) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n):
+        x[i] *= factor
+
+
+cdef void scale_tile(Tile* t, const void* constants) noexcept nogil:
+    cdef double factor = (<const double*> constants)[0]
+    if t.is_float32:
+        scale_loop(<float*> t.array[0], t.n, <float> factor)
+    else:
+        scale_loop(<double*> t.array[0], t.n, factor)
+
+
+def clip_grad_norm(tuple grads, double max_norm, bint measure_only, int threads):
+    """``clip_grad_norm`` on a checked list; returns the norm before."""
+    cdef Tiles tiles = cut((grads,))
+    cdef double total = 0.0, norm, factor
+    cdef Py_ssize_t t
+    with nogil:
+        run(tiles, sum_squares_tile, NULL, threads)
+        for t in range(tiles.n):
+            total += tiles.tile[t].sum
+        norm = sqrt(total)
+        factor = max_norm / (norm + 1e-6)
+        if not measure_only and not factor >= 1.0:  # NaN is not, and spreads
+            run(tiles, scale_tile, &factor, threads)
+        free(tiles.tile)
+    return norm

@@ -1,4 +1,4 @@
-"""Facts about this CPU, this OpenMP runtime and this build. Compiled for the baseline only: it runs before any check."""
+"""Facts about this CPU, this OpenMP runtime and this build. Compiled for the baseline only: it runs before checks."""
 
 cdef extern from "vector.h" nogil:
     int fastnorm_cpu_supports(const char* level)

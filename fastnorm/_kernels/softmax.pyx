@@ -1,8 +1,613 @@
-"""softmax kernels."""
+"""Softmax, log-softmax and softmax cross-entropy with its gradient, over logits seen as (outer, C, inner).
 
-from .vector cimport fastnorm_build_flags
+# Design:
+# - A position is a row of C logits; positions are numbered as they lie in memory, outer * inner of them.
+# - Two forms. Rows (inner == 1, many classes): the vector lanes are classes; the row's exponentials stay in scratch
+#   until their sum is known. Lanes (inner > 1, or few classes): the vector lanes are positions, a block of them at a
+#   time; blocks of several whole outers are transposed into scratch and back, others are read where they are.
+# - Rows or blocks whose exponentials do not fit the scratch compute them a second time instead of keeping them.
+# - The gradient of every kind of target is one formula, p Q - q (see `cross_entropy`), so integer targets are only a
+#   uniform mass and one spike.
+# - Blocks, tiles and partial losses depend on the shape alone, and partial losses are added in tile order.
+"""
+
+from cython.parallel cimport prange, threadid
+from libc.math cimport INFINITY
+from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t
+from libc.string cimport memcpy, memset
+
+cimport numpy as cnp
+
+from .vector cimport (
+    data,
+    fastnorm_build_flags,
+    is_float32,
+    lanes_dot,
+    lanes_exp,
+    lanes_flush,
+    lanes_frame,
+    lanes_log,
+    lanes_max,
+    log_of_sum,
+    log_softmax_output,
+    real,
+    scratch_alloc,
+    scratch_free,
+    softmax_dot,
+    softmax_exp,
+    softmax_factors,
+    softmax_max,
+    softmax_output,
+    stream_copy,
+    stream_fence,
+)
+
+ctypedef fused integer:
+    int8_t
+    int16_t
+    int32_t
+    int64_t
+    uint8_t
+    uint16_t
+    uint32_t
+
+cdef enum Form:
+    SOFTMAX, LOG_SOFTMAX, CROSS_ENTROPY
+
+cdef enum:
+    ROW_CLASSES = 48            # from here on a row fills enough vectors to be worked on alone
+    FEW_LANES = 64              # lanes of a block with many classes, and
+    MANY_LANES = 256            # with few
+    BLOCK_BYTES = 1 << 18       # most memory for a block's exponentials, or they are computed twice: L2 holds this
+    LANES_IN_L1 = 1 << 15       # blocks up to this size take MANY_LANES
+    ROW_BYTES = 1 << 19         # as BLOCK_BYTES, for a row
+    STAGE = 1024                # elements computed in L1 before they are streamed out
+    TILE = 8192                 # elements of a tile, about 5 microseconds
+    SERIAL = 16384              # elements up to which waking threads costs more than it gains
+    STREAM_BYTES = 1 << 23      # larger outputs are not found in cache by the next reader: stream them
+    FLUSH = 16                  # classes added in `real` before a lane's sum goes on in double
+    LABEL_TILE = 32768
+
+
+cdef struct Job:
+    Form form
+    # Shape and plan.
+    Py_ssize_t outer, classes, inner
+    bint rows                           # which form
+    bint kept                           # the exponentials stay in scratch
+    bint stream
+    Py_ssize_t width                    # lanes: a block's positions, rounded up
+    Py_ssize_t outers                   # lanes: whole outers of a block; 1: a block is `span` positions of one outer
+    Py_ssize_t span, blocks_of_outer
+    Py_ssize_t blocks, blocks_per_tile, tiles
+    Py_ssize_t scratch_bytes            # of one thread
+    # Arrays; NULL where there is none.
+    const void* x                       # IN (outer, C, inner)
+    void* out                           # OUT (outer, C, inner), may be x
+    const void* probabilities           # IN (outer, C, inner)
+    const void* labels                  # IN (outer * inner,)
+    const void* weight                  # IN (C,)
+    void* losses                        # OUT (outer * inner,) losses of the positions, or NULL
+    # Options of cross-entropy.
+    int label_code
+    bint has_ignore
+    int64_t ignore
+    double keep                         # 1 - label_smoothing
+    double smooth                       # label_smoothing / C
+    double divisor
 
 
 def build_flags():
     """Compiler flags of this level's build."""
     return fastnorm_build_flags().decode()
+
+
+# -- integer targets ---------------------------------------------------------------------------------------------------
+
+
+cdef inline int code_of(object labels) noexcept:
+    """Bytes of an integer, negative where it is unsigned."""
+    cdef int size = <int> cnp.PyArray_ITEMSIZE(<cnp.ndarray> labels)
+    return -size if cnp.PyTypeNum_ISUNSIGNED(cnp.PyArray_TYPE(<cnp.ndarray> labels)) else size
+
+
+cdef inline int64_t label(const void* labels, int code, Py_ssize_t i) noexcept nogil:
+    if code == 8:
+        return (<const int64_t*> labels)[i]
+    if code == 4:
+        return (<const int32_t*> labels)[i]
+    if code == -1:
+        return (<const uint8_t*> labels)[i]
+    if code == 2:
+        return (<const int16_t*> labels)[i]
+    if code == 1:
+        return (<const int8_t*> labels)[i]
+    if code == -2:
+        return (<const uint16_t*> labels)[i]
+    return (<const uint32_t*> labels)[i]
+
+
+cdef Py_ssize_t count_kept(const integer* y, Py_ssize_t n, int64_t classes, bint has_ignore, int64_t ignore,
+                           Py_ssize_t* wrong) noexcept nogil:
+    """How many labels are not ignored; `wrong` takes how many of these are no class."""
+    cdef Py_ssize_t i, kept = 0, outside = 0
+    cdef bint counts
+    for i in range(n):
+        counts = not (has_ignore & (<int64_t> y[i] == ignore))
+        kept += counts
+        outside += counts & ((<int64_t> y[i] < 0) | (<int64_t> y[i] >= classes))
+    wrong[0] = outside
+    return kept
+
+
+cdef void check_label_tile(const void* y, int code, Py_ssize_t begin, Py_ssize_t n, int64_t classes, bint has_ignore,
+                           int64_t ignore, const void* weight, bint float32, Py_ssize_t* wrong,
+                           double* total) noexcept nogil:
+    """Of one tile of labels: how many are no class, and the sum of their weights (1 without weights)."""
+    cdef Py_ssize_t i, kept
+    cdef int64_t c
+    cdef double weights = 0
+    if code == 8:
+        kept = count_kept((<const int64_t*> y) + begin, n, classes, has_ignore, ignore, wrong)
+    elif code == 4:
+        kept = count_kept((<const int32_t*> y) + begin, n, classes, has_ignore, ignore, wrong)
+    elif code == 2:
+        kept = count_kept((<const int16_t*> y) + begin, n, classes, has_ignore, ignore, wrong)
+    elif code == 1:
+        kept = count_kept((<const int8_t*> y) + begin, n, classes, has_ignore, ignore, wrong)
+    elif code == -4:
+        kept = count_kept((<const uint32_t*> y) + begin, n, classes, has_ignore, ignore, wrong)
+    elif code == -2:
+        kept = count_kept((<const uint16_t*> y) + begin, n, classes, has_ignore, ignore, wrong)
+    else:
+        kept = count_kept((<const uint8_t*> y) + begin, n, classes, has_ignore, ignore, wrong)
+    total[0] = <double> kept
+    if weight != NULL and wrong[0] == 0:
+        for i in range(begin, begin + n):
+            c = label(y, code, i)
+            if not (has_ignore and c == ignore):
+                weights += (<const float*> weight)[c] if float32 else (<const double*> weight)[c]
+        total[0] = weights
+
+
+def check_labels(labels, Py_ssize_t classes, bint has_ignore, int64_t ignore, weight, int threads):
+    """Sum of the weights of the labels not ignored (their number without weights); None if one is no class.
+
+    labels : any native integers but uint64, contiguous   # IN
+    weight : (classes,) float32 or float64, or None       # IN
+    """
+    cdef const void* y = data(labels)
+    cdef const void* w = data(weight)
+    cdef bint float32 = weight is not None and is_float32(weight)
+    cdef int code = code_of(labels)
+    cdef Py_ssize_t n = cnp.PyArray_SIZE(<cnp.ndarray> labels)
+    cdef Py_ssize_t tiles = (n + LABEL_TILE - 1) // LABEL_TILE
+    cdef Py_ssize_t t, wrong = 0
+    cdef double total = 0
+    cdef Py_ssize_t* wrongs
+    cdef double* totals
+    if tiles <= 1:
+        check_label_tile(y, code, 0, n, classes, has_ignore, ignore, w, float32, &wrong, &total)
+        return total if wrong == 0 else None
+    wrongs = <Py_ssize_t*> scratch_alloc(tiles * (sizeof(Py_ssize_t) + sizeof(double)))
+    if wrongs == NULL:
+        raise MemoryError
+    totals = <double*> (wrongs + tiles)
+    with nogil:
+        for t in prange(tiles, schedule="dynamic", chunksize=1, num_threads=threads):
+            check_label_tile(y, code, t * LABEL_TILE, min(LABEL_TILE, n - t * LABEL_TILE), classes, has_ignore, ignore, w,
+                             float32, wrongs + t, totals + t)
+        for t in range(tiles):
+            wrong += wrongs[t]
+            total += totals[t]
+    scratch_free(wrongs)
+    return total if wrong == 0 else None
+
+
+cdef inline const real* at(const real* a, Py_ssize_t i) noexcept nogil:
+    """&a[i] of an array that may be absent."""
+    if a == NULL:
+        return NULL
+    return a + i
+
+
+# -- rows: the vector lanes are classes --------------------------------------------------------------------------------
+
+
+cdef double softmax_row(const Job* job, Py_ssize_t row, real* scratch) noexcept nogil:
+    """One row of C classes; its loss where there is one.
+
+    scratch : STAGE elements, then C more where the exponentials are kept
+    """
+    cdef Py_ssize_t C = job.classes, i, n
+    cdef const real* x = <const real*> job.x + row * C
+    cdef const real* t = at(<const real*> job.probabilities, row * C)
+    cdef const real* w = <const real*> job.weight
+    cdef real* out = <real*> job.out + row * C
+    cdef real* stage = scratch
+    cdef real* e = scratch + STAGE if job.kept else NULL
+    cdef const real* source
+    cdef real* target
+    cdef real m, log_sum = 0, spike_gradient = 0, a = 0, b = 0, factor = 0, power = 0
+    cdef double total, loss = 0, scale = 1, mass = 0, dot = 0, spike
+    cdef int64_t y = -1
+
+    if job.labels != NULL:
+        y = label(job.labels, job.label_code, row)
+        if job.has_ignore and y == job.ignore:
+            memset(out, 0, C * sizeof(real))
+            if job.losses != NULL:
+                (<real*> job.losses)[row] = 0
+            return 0
+
+    m = softmax_max(x, C)
+    total = softmax_exp(x, e, C, m)
+    if job.form == LOG_SOFTMAX:
+        log_sum = <real> log_of_sum(total)
+    elif job.form == CROSS_ENTROPY:
+        if t != NULL or job.smooth != 0:
+            softmax_dot(x, t, w, C, m, job.keep if t != NULL else 0, job.smooth, &mass, &dot)
+        if y >= 0:
+            spike = job.keep if w == NULL else job.keep * w[y]
+            mass += spike
+            if spike != 0:
+                dot += spike * (<double> m - <double> x[y])
+            spike_gradient = <real> (spike / job.divisor)
+        loss = mass * log_of_sum(total) + dot
+        if job.losses != NULL:
+            (<real*> job.losses)[row] = <real> loss
+        scale = mass / job.divisor
+        a = <real> (job.keep / job.divisor)
+        b = <real> (job.smooth / job.divisor)
+    softmax_factors(scale / total, &factor, &power)
+
+    i = 0
+    while i < C:
+        n = STAGE
+        if job.stream:  # up to a cache line's end, so that only the row's first and last line are written in parts
+            n -= (<size_t> (out + i) & 63) // sizeof(real)
+        n = min(n, C - i)
+        target = stage if job.stream else out + i
+        if job.form == LOG_SOFTMAX:
+            log_softmax_output(x + i, target, n, &m, &log_sum, 0)
+        else:
+            if job.kept:
+                source = e + i
+            else:
+                softmax_exp(x + i, stage, n, m)
+                source = stage
+            softmax_output(source, at(t, i), at(w, i), target, n, &factor, &power, a, b, 0)
+            if i <= y < i + n:
+                target[y - i] -= spike_gradient
+        if job.stream:
+            stream_copy(out + i, stage, n * sizeof(real))
+        i += n
+    return loss
+
+
+# -- lanes: the vector lanes are positions -----------------------------------------------------------------------------
+
+
+cdef void gather(const real* x, real* lanes, Py_ssize_t outers, Py_ssize_t C, Py_ssize_t inner,
+                 Py_ssize_t width) noexcept nogil:
+    """(outers, C, inner) to (C, width): each class's values of all positions side by side."""
+    cdef Py_ssize_t o, c
+    if inner == 1:
+        for c in range(C):
+            for o in range(outers):
+                lanes[c * width + o] = x[o * C + c]
+    else:
+        for o in range(outers):
+            for c in range(C):
+                memcpy(lanes + c * width + o * inner, x + (o * C + c) * inner, inner * sizeof(real))
+
+
+cdef void scatter(const real* lanes, real* out, Py_ssize_t outers, Py_ssize_t C, Py_ssize_t inner,
+                  Py_ssize_t width) noexcept nogil:
+    """The way back from `gather`."""
+    cdef Py_ssize_t o, c
+    if inner == 1:
+        for o in range(outers):
+            for c in range(C):
+                out[o * C + c] = lanes[c * width + o]
+    else:
+        for o in range(outers):
+            for c in range(C):
+                memcpy(out + (o * C + c) * inner, lanes + c * width + o * inner, inner * sizeof(real))
+
+
+cdef enum:
+    DOUBLE_ROWS = 5             # total, logs, mass, dot, label
+    REAL_ROWS = 12              # m, sum, frame (5), factor, power, log_sum, spike, one class's exponentials
+
+
+cdef double softmax_block(const Job* job, Py_ssize_t block, real* scratch) noexcept nogil:
+    """One block of positions; the sum of their losses.
+
+    scratch : DOUBLE_ROWS of `width` doubles, REAL_ROWS of `width` elements, then one (C, width) array where the
+        exponentials are kept, and a second one where the block is gathered
+    """
+    cdef Py_ssize_t C = job.classes, inner = job.inner, width = job.width
+    cdef bint gathered = job.outers > 1
+    cdef Py_ssize_t first_outer, first_inner = 0, outers = 1, n, c, j, stride, t_stride, position, start, ignored = 0
+    if gathered:
+        first_outer = block * job.outers
+        outers = min(job.outers, job.outer - first_outer)
+        n = outers * inner
+    else:
+        first_outer = block // job.blocks_of_outer
+        first_inner = block % job.blocks_of_outer * job.span
+        n = min(job.span, inner - first_inner)
+    position = first_outer * inner + first_inner
+    start = first_outer * C * inner + first_inner
+
+    cdef double* total = <double*> scratch
+    cdef double* logs = total + width
+    cdef double* mass = logs + width
+    cdef double* dot = mass + width
+    cdef int64_t* y = <int64_t*> (dot + width)
+    cdef real* m = <real*> (y + width)
+    cdef real* sums = m + width
+    cdef real* frame = sums + width
+    cdef real* factor = frame + 5 * width
+    cdef real* power = factor + width
+    cdef real* log_sum = power + width
+    cdef real* spikes = log_sum + width
+    cdef real* one_class = spikes + width
+    cdef real* e = one_class + width
+    cdef real* second = e + C * width
+
+    cdef const real* x = <const real*> job.x + start
+    cdef const real* t = at(<const real*> job.probabilities, start)
+    cdef const real* w = <const real*> job.weight
+    cdef real* out = <real*> job.out + start
+    cdef const real* source
+    cdef real* target
+    cdef bint keep = job.kept and job.form != LOG_SOFTMAX
+    cdef bint in_scratch = gathered or (job.stream and keep)  # results are put together in e, then copied to out
+    cdef double loss, losses = 0, spike, w_c
+    cdef real a, b
+
+    stride = t_stride = inner
+    if gathered:
+        gather(x, e, outers, C, inner, width)
+        x = e
+        stride = width
+        if t != NULL:
+            gather(t, second, outers, C, inner, width)
+            t = second
+            t_stride = width
+
+    for j in range(n):
+        m[j] = -INFINITY
+    for c in range(C):
+        lanes_max(x + c * stride, m, n)
+    lanes_frame(m, frame, width, n)
+
+    memset(total, 0, DOUBLE_ROWS * width * sizeof(double))
+    if job.form == CROSS_ENTROPY:  # what needs the logits, before the exponentials take their place
+        if t != NULL or job.smooth != 0:
+            for c in range(C):
+                w_c = 1 if w == NULL else w[c]
+                lanes_dot(x + c * stride, at(t, c * t_stride), n, m,
+                          job.keep * w_c if t != NULL else 0, job.smooth * w_c, mass, dot)
+        if job.labels != NULL:
+            for j in range(n):
+                y[j] = label(job.labels, job.label_code, position + j)
+                if job.has_ignore and y[j] == job.ignore:
+                    y[j] = -1
+                    ignored += 1
+                    continue
+                spike = job.keep if w == NULL else job.keep * w[y[j]]
+                mass[j] += spike
+                if spike != 0:
+                    dot[j] += spike * (<double> m[j] - <double> x[y[j] * stride + j])
+                spikes[j] = <real> (spike / job.divisor)
+
+    memset(sums, 0, n * sizeof(real))
+    for c in range(C):
+        lanes_exp(x + c * stride, e + c * width if keep else one_class, frame, width, sums, n)
+        if c % FLUSH == FLUSH - 1 or c == C - 1:
+            lanes_flush(sums, total, n)
+
+    if job.form != SOFTMAX:
+        lanes_log(total, logs, n)
+    if job.form == LOG_SOFTMAX:
+        for j in range(n):
+            log_sum[j] = <real> logs[j]
+    elif job.form == SOFTMAX:
+        for j in range(n):
+            softmax_factors(1 / total[j], &factor[j], &power[j])
+    else:
+        for j in range(n):
+            softmax_factors(mass[j] / job.divisor / total[j], &factor[j], &power[j])
+        for j in range(n):
+            loss = mass[j] * logs[j] + dot[j] if y[j] >= 0 else 0
+            losses += loss
+            if job.losses != NULL:
+                (<real*> job.losses)[position + j] = <real> loss
+
+    for c in range(C):
+        target = e + c * width if in_scratch else out + c * inner
+        if job.form == LOG_SOFTMAX:
+            if job.stream and not gathered:
+                log_softmax_output(x + c * stride, one_class, n, m, log_sum, 1)
+                stream_copy(target, one_class, n * sizeof(real))
+            else:
+                log_softmax_output(x + c * stride, target, n, m, log_sum, 1)
+            continue
+        if keep:
+            source = e + c * width
+        else:
+            lanes_exp(x + c * stride, one_class, frame, width, sums, n)
+            source = one_class
+        a = b = 0
+        if job.form == CROSS_ENTROPY:
+            w_c = 1 if w == NULL else w[c]
+            a = <real> (job.keep * w_c / job.divisor)
+            b = <real> (job.smooth * w_c / job.divisor)
+        softmax_output(source, at(t, c * t_stride), NULL, target, n, factor, power, a, b, 1)
+        if ignored:
+            for j in range(n):
+                if y[j] < 0:
+                    target[j] = 0
+
+    if job.labels != NULL:
+        for j in range(n):
+            if y[j] >= 0:
+                if in_scratch:
+                    e[y[j] * width + j] -= spikes[j]
+                else:
+                    out[y[j] * inner + j] -= spikes[j]
+    if gathered:
+        if job.stream:
+            scatter(e, second, outers, C, inner, width)
+            stream_copy(out, second, n * C * sizeof(real))
+        else:
+            scatter(e, out, outers, C, inner, width)
+    elif in_scratch:
+        for c in range(C):
+            stream_copy(out + c * inner, e + c * width, n * sizeof(real))
+    return losses
+
+
+# -- all positions -----------------------------------------------------------------------------------------------------
+
+
+cdef void plan(Job* job, Py_ssize_t itemsize) noexcept:
+    """Choose form, blocks, tiles and scratch by the shape alone."""
+    cdef Py_ssize_t C = job.classes, lanes
+    job.rows = job.inner == 1 and C >= ROW_CLASSES
+    job.width = 0
+    job.outers = job.span = job.blocks_of_outer = 1
+    job.stream = job.outer * C * job.inner * itemsize > STREAM_BYTES and job.out != job.x
+    if job.rows:
+        job.kept = C * itemsize <= ROW_BYTES and job.form != LOG_SOFTMAX
+        job.blocks = job.outer
+        job.scratch_bytes = (STAGE + C * job.kept) * itemsize
+        lanes = 1
+    else:
+        lanes = MANY_LANES if C * MANY_LANES * itemsize <= LANES_IN_L1 else FEW_LANES
+        if job.inner <= lanes // 2 and C * lanes * itemsize <= BLOCK_BYTES:
+            job.outers = lanes // job.inner
+            job.blocks = (job.outer + job.outers - 1) // job.outers
+            lanes = min(job.outers, max(job.outer, 1)) * job.inner
+        else:  # as equal parts of an outer as lanes allow
+            job.blocks_of_outer = (job.inner + lanes - 1) // lanes
+            job.span = (job.inner + job.blocks_of_outer - 1) // job.blocks_of_outer
+            job.blocks = job.outer * job.blocks_of_outer
+            lanes = job.span
+        job.width = (lanes + 15) // 16 * 16
+        job.kept = C * job.width * itemsize <= BLOCK_BYTES
+        job.scratch_bytes = job.width * (DOUBLE_ROWS * sizeof(double) + REAL_ROWS * itemsize)
+        if job.kept:
+            job.scratch_bytes += C * job.width * itemsize * (2 if job.outers > 1 else 1)
+        else:
+            job.stream = False
+    job.scratch_bytes = (job.scratch_bytes + 63) // 64 * 64
+    job.blocks_per_tile = max(1, TILE // (C * lanes))
+    job.tiles = (job.blocks + job.blocks_per_tile - 1) // job.blocks_per_tile
+
+
+cdef double tile(const Job* job, Py_ssize_t t, real* scratch) noexcept nogil:
+    """The blocks of one tile; the sum of their losses."""
+    cdef Py_ssize_t b
+    cdef double losses = 0
+    for b in range(t * job.blocks_per_tile, min((t + 1) * job.blocks_per_tile, job.blocks)):
+        losses += softmax_row(job, b, scratch) if job.rows else softmax_block(job, b, scratch)
+    if job.stream:
+        stream_fence()
+    return losses
+
+
+cdef double all_tiles(const Job* job, real* scratch, double* partial, int threads) noexcept nogil:
+    """Every tile; the sum of all losses, added in tile order."""
+    cdef Py_ssize_t t, scratch_elements = job.scratch_bytes // sizeof(real)
+    cdef double losses = 0
+    if threads <= 1:
+        for t in range(job.tiles):
+            partial[t] = tile(job, t, scratch)
+    else:
+        for t in prange(job.tiles, schedule="dynamic", chunksize=1, num_threads=threads):
+            partial[t] = tile(job, t, scratch + threadid() * scratch_elements)
+    for t in range(job.tiles):
+        losses += partial[t]
+    return losses
+
+
+cdef double run(Job* job, bint float32, int threads) except? -1:
+    cdef char* scratch
+    cdef double* partial
+    cdef double losses
+    plan(job, sizeof(float) if float32 else sizeof(double))
+    threads = <int> min(threads, job.tiles)
+    if job.outer * job.classes * job.inner <= SERIAL:
+        threads = 1
+    scratch = <char*> scratch_alloc(max(threads, 1) * job.scratch_bytes + job.tiles * sizeof(double))
+    if scratch == NULL:
+        raise MemoryError
+    partial = <double*> (scratch + max(threads, 1) * job.scratch_bytes)
+    with nogil:
+        if float32:
+            losses = all_tiles(job, <float*> scratch, partial, threads)
+        else:
+            losses = all_tiles(job, <double*> scratch, partial, threads)
+    scratch_free(scratch)
+    return losses
+
+
+def softmax(x, out, Py_ssize_t outer, Py_ssize_t classes, Py_ssize_t inner, bint log, int threads):
+    """p = exp(x - max x) / sum(exp(x - max x)) over the classes, or its logarithm.
+
+    x   : (outer, classes, inner)   # IN
+    out : (outer, classes, inner)   # OUT, may be x
+    """
+    cdef Job job
+    memset(&job, 0, sizeof(Job))
+    job.form = LOG_SOFTMAX if log else SOFTMAX
+    job.outer, job.classes, job.inner = outer, classes, inner
+    job.x, job.out = data(x), data(out)
+    job.divisor = 1
+    run(&job, is_float32(x), threads)
+
+
+def cross_entropy(x, labels, probabilities, weight, dlogits, losses, Py_ssize_t outer, Py_ssize_t classes,
+                  Py_ssize_t inner, bint has_ignore, int64_t ignore, double label_smoothing, double divisor,
+                  bint reduce, int threads):
+    """loss = sum(q_c (log(sum(exp(x - m))) - (x_c - m))) / divisor and dlogits = (p Q - q) / divisor.
+
+    q_c is the target mass of class c, Q its sum over the classes, m the largest logit, p the softmax.
+    Probabilities t: q_c = ((1 - s) t_c + s / C) w_c. Labels y: q_c = s / C w_c + (1 - s) w_y [c == y], and 0 where y is
+    to be ignored; s is the label smoothing, w the class weight (1 without). This is what PyTorch's
+    `aten/src/ATen/native/LossNLL.cpp` computes (Szegedy et al., 2016, section 7, with class weights).
+
+    x             : (outer, classes, inner)          # IN
+    labels        : (outer * inner,) or None         # IN, checked by `check_labels`
+    probabilities : (outer, classes, inner) or None  # IN
+    weight        : (classes,) or None               # IN
+    dlogits       : (outer, classes, inner)          # OUT, may be x
+    losses        : () if reduce else (outer * inner,)   # OUT
+    """
+    cdef Job job
+    cdef double loss = 0
+    cdef bint float32 = is_float32(x)
+    memset(&job, 0, sizeof(Job))
+    job.form = CROSS_ENTROPY
+    job.outer, job.classes, job.inner = outer, classes, inner
+    job.x, job.out = data(x), data(dlogits)
+    job.labels, job.probabilities, job.weight = data(labels), data(probabilities), data(weight)
+    job.losses = NULL if reduce else data(losses)
+    if labels is not None:
+        job.label_code = code_of(labels)
+    job.has_ignore, job.ignore = has_ignore, ignore
+    job.keep, job.smooth = 1 - label_smoothing, label_smoothing / classes
+    job.divisor = divisor
+    if divisor == 0:
+        memset(job.out, 0, cnp.PyArray_NBYTES(<cnp.ndarray> dlogits))
+    else:
+        loss = run(&job, float32, threads) / divisor
+    if reduce:
+        if float32:
+            (<float*> data(losses))[0] = <float> loss
+        else:
+            (<double*> data(losses))[0] = loss

@@ -1,6 +1,7 @@
 """`vector.h` for Cython: each loop once, for whichever dtype `real` is; and how kernels take arrays from Python."""
 
 cimport numpy as cnp
+from libc.stdint cimport uint32_t, uint64_t
 
 ctypedef fused real:
     float
@@ -27,6 +28,8 @@ cdef extern from "vector.h" nogil:
 
     double lanes_sum_f32(const float* x, Py_ssize_t n)
     double lanes_sum_f64(const double* x, Py_ssize_t n)
+    double sum_squares_f32(const float* x, Py_ssize_t n)
+    double sum_squares_f64(const double* x, Py_ssize_t n)
     float exp_f32(float x)
     double exp_f64(double x)
 
@@ -53,6 +56,53 @@ cdef extern from "vector.h" nogil:
     void bn_gradient_f64(const double* dy, const double* x, const double* residual, double* dx, double* dresidual,
                          Py_ssize_t n, const double* p, Py_ssize_t ld, int step, double slope, int activation,
                          bint frozen)
+    # activations
+    enum: ACTIVATION_ELU
+    enum: ACTIVATION_CELU
+    enum: ACTIVATION_SIGMOID
+    enum: ACTIVATION_TANH
+    void philox4x32(uint32_t* counter, uint32_t key0, uint32_t key1)
+    void activation_f32(int kind, const float* x, float* y, Py_ssize_t n, float a)
+    void activation_f64(int kind, const double* x, double* y, Py_ssize_t n, double a)
+    void activation_backward_f32(int kind, const float* dy, const float* x, float* y, Py_ssize_t n, float a)
+    void activation_backward_f64(int kind, const double* dy, const double* x, double* y, Py_ssize_t n, double a)
+    void dropout_f32(const float* x, float* y, Py_ssize_t n, uint64_t seed, uint64_t offset, uint64_t first,
+                     uint64_t step, uint32_t threshold, float scale)
+    void dropout_f64(const double* x, double* y, Py_ssize_t n, uint64_t seed, uint64_t offset, uint64_t first,
+                     uint64_t step, uint32_t threshold, double scale)
+    # softmax
+    double log_of_sum(double x)
+    void lanes_log(const double* x, double* out, Py_ssize_t n)
+
+    float softmax_max_f32(const float* x, Py_ssize_t n)
+    double softmax_exp_f32(const float* x, float* e, Py_ssize_t n, float m)
+    void softmax_output_f32(const float* e, const float* t, const float* w, float* out, Py_ssize_t n, const float* factor,
+                            const float* power, float a, float b, int step)
+    void softmax_factors_f32(double scale, float* factor, float* power)
+    void log_softmax_output_f32(const float* x, float* out, Py_ssize_t n, const float* m, const float* log_sum, int step)
+    void softmax_dot_f32(const float* x, const float* t, const float* w, Py_ssize_t n, float m, double a, double b,
+                         double* mass, double* dot)
+    void lanes_max_f32(const float* x, float* m, Py_ssize_t n)
+    void lanes_frame_f32(const float* m, float* frame, Py_ssize_t width, Py_ssize_t n)
+    void lanes_exp_f32(const float* x, float* e, const float* frame, Py_ssize_t width, float* sum, Py_ssize_t n)
+    void lanes_flush_f32(float* sum, double* total, Py_ssize_t n)
+    void lanes_dot_f32(const float* x, const float* t, Py_ssize_t n, const float* m, double a, double b, double* mass,
+                       double* dot)
+
+    double softmax_max_f64(const double* x, Py_ssize_t n)
+    double softmax_exp_f64(const double* x, double* e, Py_ssize_t n, double m)
+    void softmax_output_f64(const double* e, const double* t, const double* w, double* out, Py_ssize_t n, const double* factor,
+                            const double* power, double a, double b, int step)
+    void softmax_factors_f64(double scale, double* factor, double* power)
+    void log_softmax_output_f64(const double* x, double* out, Py_ssize_t n, const double* m, const double* log_sum, int step)
+    void softmax_dot_f64(const double* x, const double* t, const double* w, Py_ssize_t n, double m, double a, double b,
+                         double* mass, double* dot)
+    void lanes_max_f64(const double* x, double* m, Py_ssize_t n)
+    void lanes_frame_f64(const double* m, double* frame, Py_ssize_t width, Py_ssize_t n)
+    void lanes_exp_f64(const double* x, double* e, const double* frame, Py_ssize_t width, double* sum, Py_ssize_t n)
+    void lanes_flush_f64(double* sum, double* total, Py_ssize_t n)
+    void lanes_dot_f64(const double* x, const double* t, Py_ssize_t n, const double* m, double a, double b, double* mass,
+                       double* dot)
 
 
 cdef inline void* data(object a) noexcept:
@@ -119,3 +169,112 @@ cdef inline void bn_gradient(const real* dy, const real* x, const real* residual
         bn_gradient_f32(dy, x, residual, dx, dresidual, n, p, ld, step, slope, activation, frozen)
     else:
         bn_gradient_f64(dy, x, residual, dx, dresidual, n, p, ld, step, slope, activation, frozen)
+cdef inline double sum_squares(const real* x, Py_ssize_t n) noexcept nogil:
+    if real is float:
+        return sum_squares_f32(x, n)
+    else:
+        return sum_squares_f64(x, n)
+cdef inline void activation(int kind, const real* x, real* y, Py_ssize_t n, real a) noexcept nogil:
+    if real is float:
+        activation_f32(kind, x, y, n, a)
+    else:
+        activation_f64(kind, x, y, n, a)
+
+
+cdef inline void activation_backward(int kind, const real* dy, const real* x, real* y, Py_ssize_t n,
+                                     real a) noexcept nogil:
+    if real is float:
+        activation_backward_f32(kind, dy, x, y, n, a)
+    else:
+        activation_backward_f64(kind, dy, x, y, n, a)
+
+
+cdef inline void dropout_run(const real* x, real* y, Py_ssize_t n, uint64_t seed, uint64_t offset, uint64_t first,
+                             uint64_t step, uint32_t threshold, real scale) noexcept nogil:
+    if real is float:
+        dropout_f32(x, y, n, seed, offset, first, step, threshold, scale)
+    else:
+        dropout_f64(x, y, n, seed, offset, first, step, threshold, scale)
+# -- softmax -----------------------------------------------------------------------------------------------------------
+
+
+cdef inline real softmax_max(const real* x, Py_ssize_t n) noexcept nogil:
+    if real is float:
+        return softmax_max_f32(x, n)
+    else:
+        return softmax_max_f64(x, n)
+
+
+cdef inline double softmax_exp(const real* x, real* e, Py_ssize_t n, real m) noexcept nogil:
+    if real is float:
+        return softmax_exp_f32(x, e, n, m)
+    else:
+        return softmax_exp_f64(x, e, n, m)
+
+
+cdef inline void softmax_output(const real* e, const real* t, const real* w, real* out, Py_ssize_t n,
+                                const real* factor, const real* power, real a, real b, int step) noexcept nogil:
+    if real is float:
+        softmax_output_f32(e, t, w, out, n, factor, power, a, b, step)
+    else:
+        softmax_output_f64(e, t, w, out, n, factor, power, a, b, step)
+
+
+cdef inline void softmax_factors(double scale, real* factor, real* power) noexcept nogil:
+    if real is float:
+        softmax_factors_f32(scale, factor, power)
+    else:
+        softmax_factors_f64(scale, factor, power)
+
+
+cdef inline void log_softmax_output(const real* x, real* out, Py_ssize_t n, const real* m, const real* log_sum,
+                                    int step) noexcept nogil:
+    if real is float:
+        log_softmax_output_f32(x, out, n, m, log_sum, step)
+    else:
+        log_softmax_output_f64(x, out, n, m, log_sum, step)
+
+
+cdef inline void softmax_dot(const real* x, const real* t, const real* w, Py_ssize_t n, real m, double a, double b,
+                             double* mass, double* dot) noexcept nogil:
+    if real is float:
+        softmax_dot_f32(x, t, w, n, m, a, b, mass, dot)
+    else:
+        softmax_dot_f64(x, t, w, n, m, a, b, mass, dot)
+
+
+cdef inline void lanes_max(const real* x, real* m, Py_ssize_t n) noexcept nogil:
+    if real is float:
+        lanes_max_f32(x, m, n)
+    else:
+        lanes_max_f64(x, m, n)
+
+
+cdef inline void lanes_frame(const real* m, real* frame, Py_ssize_t width, Py_ssize_t n) noexcept nogil:
+    if real is float:
+        lanes_frame_f32(m, frame, width, n)
+    else:
+        lanes_frame_f64(m, frame, width, n)
+
+
+cdef inline void lanes_exp(const real* x, real* e, const real* frame, Py_ssize_t width, real* sum,
+                           Py_ssize_t n) noexcept nogil:
+    if real is float:
+        lanes_exp_f32(x, e, frame, width, sum, n)
+    else:
+        lanes_exp_f64(x, e, frame, width, sum, n)
+
+
+cdef inline void lanes_flush(real* sum, double* total, Py_ssize_t n) noexcept nogil:
+    if real is float:
+        lanes_flush_f32(sum, total, n)
+    else:
+        lanes_flush_f64(sum, total, n)
+
+
+cdef inline void lanes_dot(const real* x, const real* t, Py_ssize_t n, const real* m, double a, double b,
+                           double* mass, double* dot) noexcept nogil:
+    if real is float:
+        lanes_dot_f32(x, t, n, m, a, b, mass, dot)
+    else:
+        lanes_dot_f64(x, t, n, m, a, b, mass, dot)

@@ -6,6 +6,7 @@ import numpy as np
 
 from .. import moments
 from .._arrays import Array, View
+from .norm import mean_and_variance
 
 __all__ = ["Moments"]
 
@@ -15,9 +16,8 @@ class Moments(moments.Moments):
 
     def _measure(self, x: Array, view: View) -> tuple[Array, Array]:
         # x is dense: its memory, whatever the axis order, is a C-contiguous (outer, C, inner) array.
-        wide = np.ravel(x, order="K").reshape(view).astype(np.float64)
-        with np.errstate(all="ignore"):
-            return wide.mean((0, 2)), wide.var((0, 2)) * (view[0] * view[2])
+        mean, var = mean_and_variance(np.ravel(x, order="K").reshape(view), 1)
+        return mean, var * (view[0] * view[2])
 
     def _standardize(self, x: Array, axis: int, mean: Array, var: Array, out: Array | None) -> Array:
         shape = [1] * x.ndim

@@ -5,6 +5,7 @@ The pre-activation that decides the mask of a fused activation is rounded to x's
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,6 +41,21 @@ def _store(result: Array, like: Array, out: Array | None) -> Array:
     return target
 
 
+def by_channel(a: Array, axis: int) -> Array:
+    """All values of each channel in a row of its own, in float64: NumPy adds pairwise along contiguous rows only."""
+    others = math.prod(a.shape[:axis] + a.shape[axis + 1:])
+    return np.ascontiguousarray(np.moveaxis(a, axis, 0), np.float64).reshape(a.shape[axis], others)
+
+
+def mean_and_variance(x: Array, axis: int) -> tuple[Array, Array]:
+    """Mean and biased variance of each channel, taken around its first value: exact for constant data."""
+    rows = by_channel(x, axis)
+    with np.errstate(all="ignore"):
+        first = np.where(np.isfinite(rows[:, :1]), rows[:, :1], 0)
+        deviation = rows - first
+        return first[:, 0] + deviation.mean(1), deviation.var(1)
+
+
 def _normalize(x: Array, mean: Array, var: Array, gamma: Array | None, beta: Array | None, axis: int, eps: float,
                activation: int, slope: float, residual: Array | None, out: Array | None,
                training: bool) -> tuple[Array, BatchNormCache]:
@@ -73,12 +89,9 @@ def batch_norm_forward(x: Array, gamma: Array | None = None, beta: Array | None 
                                          unbiased_running_var, activation, negative_slope, residual, out)
     with np.errstate(all="ignore"):
         if training:
-            others = tuple(i for i in range(x.ndim) if i != axis)
-            wide = x.astype(np.float64)
-            mean = wide.mean(others)
-            var = wide.var(others)
+            mean, var = mean_and_variance(x, axis)
             if running_mean is not None and running_var is not None:
-                n = x.size // x.shape[axis] if x.size else 2
+                n = x.size // x.shape[axis] if x.size else 2  # no channels: nothing to divide
                 running_mean[...] = (1 - momentum) * running_mean.astype(np.float64) + momentum * mean
                 running_var[...] = ((1 - momentum) * running_var.astype(np.float64)
                                     + momentum * var * (n / (n - 1) if unbiased_running_var else 1))
@@ -88,8 +101,9 @@ def batch_norm_forward(x: Array, gamma: Array | None = None, beta: Array | None 
 
 
 def batch_norm_inference(x: Array, running_mean: Array, running_var: Array, gamma: Array | None = None,
-                         beta: Array | None = None, *, axis: int = 1, eps: float = 1e-5, activation: str | None = None,
-                         negative_slope: float = 0.01, residual: Array | None = None, out: Array | None = None) -> Array:
+                         beta: Array | None = None, *, axis: int = 1, eps: float = 1e-5,
+                         activation: str | None = None, negative_slope: float = 0.01, residual: Array | None = None,
+                         out: Array | None = None) -> Array:
     """Twin of `fastnorm.batch_norm_inference`."""
     axis, number, slope = _check_inference(x, running_mean, running_var, gamma, beta, axis, eps, activation,
                                            negative_slope, residual, out)
@@ -102,7 +116,6 @@ def batch_norm_backward(dy: Array, cache: Any, *, out: Array | None = None) -> B
     """Twin of `fastnorm.batch_norm_backward`."""
     _check_backward(dy, cache, BatchNormCache, out)
     x, residual, z, mean, inv_std, gamma, has_beta, axis, training, activation, slope = cache
-    others = tuple(i for i in range(x.ndim) if i != axis)
     with np.errstate(all="ignore"):
         dz = dy.astype(np.float64)
         if activation == RELU:
@@ -110,14 +123,16 @@ def batch_norm_backward(dy: Array, cache: Any, *, out: Array | None = None) -> B
         elif activation == LEAKY_RELU:
             dz = np.where(z <= 0, dz * slope, dz)
         xhat = (x - mean) * inv_std
+        sum_dz = by_channel(dz, axis).sum(1)
+        sum_product = by_channel(dz * xhat, axis).sum(1)
         scale = inv_std if gamma is None else inv_std * gamma
         if training and x.size:
-            means = dz.mean(others, keepdims=True), (dz * xhat).mean(others, keepdims=True)
-            dx = scale * (dz - means[0] - xhat * means[1])
+            n = x.size // x.shape[axis]
+            dx = scale * (dz - sum_dz.reshape(mean.shape) / n - xhat * (sum_product.reshape(mean.shape) / n))
         else:
             dx = scale * dz
-        dgamma = (dz * xhat).sum(others).astype(x.dtype) if gamma is not None else None
-        dbeta = dz.sum(others).astype(x.dtype) if has_beta else None
+        dgamma = None if gamma is None else sum_product.astype(x.dtype)
+        dbeta = sum_dz.astype(x.dtype) if has_beta else None
         dresidual = None if residual is None else _store(dz, x, None)
         gradients = (_store(dx, x, out), dgamma, dbeta)
     return gradients if dresidual is None else (*gradients, dresidual)

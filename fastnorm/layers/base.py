@@ -1,0 +1,132 @@
+"""What the layers share: parameters, gradients and saved state by name, and the choice of a backend."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from .._arrays import Array, check_integer
+
+Backend = Any
+"""`fastnorm`, `fastnorm.reference`, or any object with the same functions."""
+
+MAX_SEED = (1 << 64) - 1
+
+
+class Stateful:
+    """Arrays by name: parameters with a gradient each, and buffers that are saved but not trained.
+
+    A parameter ``weight`` is the attribute ``weight``, its gradient ``weight_grad``; None where there is none.
+    """
+
+    _parameter_names: ClassVar[tuple[str, ...]] = ()
+    _buffer_names: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, backend: Backend = None) -> None:
+        self.backend = backend
+
+    @property
+    def _functions(self) -> Backend:
+        """Where the functions are looked up, at every call."""
+        if self.backend is not None:
+            return self.backend
+        import fastnorm  # not at the top: fastnorm imports the layers
+
+        return fastnorm
+
+    @property
+    def params(self) -> list[Array]:
+        """The arrays that training changes, always the same objects: hand them to an optimizer once."""
+        return [a for name in self._parameter_names if (a := getattr(self, name)) is not None]
+
+    @property
+    def grads(self) -> list[Array]:
+        """The gradients of `params`, in their order, always the same objects; `backward` overwrites their values."""
+        return [a for name in self._parameter_names if (a := getattr(self, name + "_grad")) is not None]
+
+    def _state(self) -> dict[str, Array]:
+        """The live arrays that a checkpoint holds."""
+        names = self._parameter_names + self._buffer_names
+        return {name: a for name in names if (a := getattr(self, name)) is not None}
+
+    def state_dict(self) -> dict[str, Array]:
+        """Return copies of all parameters and buffers by name, such as `numpy.savez` takes."""
+        return {name: a.copy() for name, a in self._state().items()}
+
+    def load_state_dict(self, state: Mapping[str, Array]) -> None:
+        """Copy saved values into the parameters and buffers, in place.
+
+        Parameters
+        ----------
+        state : mapping of str to ndarray
+            What `state_dict` of an equal layer gave (or `numpy.load` of it).
+
+        Raises
+        ------
+        TypeError
+            If ``state`` is not a mapping or an array has another dtype.
+        ValueError
+            If a name is missing or unexpected or an array has another shape. Nothing has been changed then.
+        """
+        if not isinstance(state, Mapping):
+            raise TypeError(f"state: expected a mapping of names to arrays, got {type(state).__name__}")
+        own = self._state()
+        if missing := [name for name in own if name not in state]:
+            raise ValueError(f"state: missing {', '.join(missing)}")
+        if unexpected := [str(name) for name in state if name not in own]:
+            raise ValueError(f"state: unexpected {', '.join(unexpected)}")
+        saved = {name: state[name] for name in own}
+        for name, a in saved.items():
+            if not isinstance(a, (np.ndarray, np.generic)):
+                raise TypeError(f"state[{name!r}]: expected a numpy.ndarray, got {type(a).__name__}")
+            if a.dtype != own[name].dtype:
+                raise TypeError(f"state[{name!r}]: expected dtype {own[name].dtype.name}, got {a.dtype.name}")
+            if a.shape != own[name].shape:
+                raise ValueError(f"state[{name!r}]: expected shape {own[name].shape}, got {a.shape}")
+        for name, a in saved.items():
+            own[name][...] = a
+
+
+class Layer(Stateful):
+    """Base class of the layers: `forward`, then `backward` with the gradient of the loss for the output.
+
+    `forward` with ``training=True`` keeps what `backward` needs (arrays are referred to, not copied: do not modify the
+    input or the output in between); with ``training=False`` it keeps nothing, and `backward` is an error.
+    """
+
+    def forward(self, x: Array, training: bool = True) -> Array:
+        """Return the layer's output."""
+        raise NotImplementedError(f"{type(self).__name__}.forward")
+
+    def backward(self, dy: Array) -> Array:
+        """Return the gradient for the input; overwrite `grads` with the gradients for `params`."""
+        raise NotImplementedError(f"{type(self).__name__}.backward")
+
+    def _kept(self, value: Any) -> Any:
+        """What the forward kept for the backward; an error where there is nothing."""
+        if value is None:
+            raise RuntimeError(
+                f"{type(self).__name__}.backward: expected a call of forward with training=True before it")
+        return value
+
+
+class RandomStream:
+    """A seed and a count of the masks drawn so far, as arrays, so that a checkpoint holds them."""
+
+    def __init__(self, seed: int | None) -> None:
+        number = secrets.randbits(64) if seed is None else check_integer("seed", seed, 0)
+        if number > MAX_SEED:
+            raise ValueError(f"seed: expected an integer < 2**64, got {number}")
+        self.seed = np.array(number, np.uint64)
+        self.offset = np.zeros((), np.uint64)
+
+    def current(self) -> dict[str, int]:
+        """``seed`` and ``offset`` for the next mask."""
+        return {"seed": int(self.seed), "offset": int(self.offset)}
+
+    def advance(self) -> None:
+        """Count a mask as drawn."""
+        self.offset += np.uint64(1)

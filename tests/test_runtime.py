@@ -1,0 +1,150 @@
+"""Which build is loaded, threads, fork, and what a user is told."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import LEVELS
+
+import fastnorm as fn
+from fastnorm import _runtime
+
+
+def python(code, **environment):
+    """Run code in a fresh interpreter with these environment variables."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("FASTNORM_", "OMP_"))}
+    return subprocess.run([sys.executable, "-c", code], env=env | environment, capture_output=True, text=True,
+                          timeout=60)
+
+
+SHOW = "import fastnorm as fn; from fastnorm import _runtime; print(_runtime.kernels.level, fn.get_num_threads())"
+
+
+def test_best_level_is_the_default():
+    assert python(SHOW).stdout.split()[0] == LEVELS[-1]
+
+
+@pytest.mark.parametrize("name", LEVELS)
+def test_environment_picks_a_level(name):
+    assert python(SHOW, FASTNORM_ISA=name).stdout.split()[0] == name
+
+
+def test_unknown_level_is_a_clear_error_at_import():
+    result = python(SHOW, FASTNORM_ISA="sse9")
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1] == (
+        f"ImportError: FASTNORM_ISA: expected one of {', '.join(LEVELS)}, got 'sse9': no such level")
+
+
+def test_level_that_the_machine_lacks_is_a_clear_error(monkeypatch):
+    monkeypatch.setattr(_runtime._facts, "cpu_supports", lambda level: level == "baseline", raising=True)
+    if "avx2" in _runtime.built_levels():
+        with pytest.raises(ImportError, match="expected one of baseline, got 'avx2': this machine cannot run it"):
+            _runtime.choose_level("avx2")
+    assert _runtime.choose_level(None)[0] == "baseline"
+
+
+def test_level_that_was_not_built_is_a_clear_error(monkeypatch):
+    monkeypatch.setattr(_runtime, "built_levels", lambda: ["baseline"])
+    with pytest.raises(ImportError, match="got 'avx512': this build does not hold it"):
+        _runtime.choose_level("avx512")
+
+
+def test_unbuilt_tree_says_what_to_do(tmp_path):
+    package = tmp_path / "fastnorm"
+    source = os.path.dirname(fn.__file__)
+    package.mkdir()
+    (package / "_kernels").mkdir()
+    for name in ("__init__.py", "_runtime.py", "_arrays.py", "_kernels/__init__.py"):
+        shutil.copy(os.path.join(source, name), package / name)
+    result = subprocess.run([sys.executable, "-c", "import fastnorm"], cwd=tmp_path, capture_output=True, text=True,
+                            env=os.environ | {"PYTHONPATH": str(tmp_path)}, timeout=60)
+    assert result.returncode == 1
+    assert "no compiled kernels in" in result.stderr
+    assert "pip install -e ." in result.stderr
+
+
+has_openmp = pytest.mark.skipif(not _runtime._facts.openmp_version(), reason="built without OpenMP: one thread")
+
+
+@has_openmp
+def test_thread_settings():
+    assert python(SHOW, FASTNORM_NUM_THREADS="5", OMP_NUM_THREADS="3").stdout.split()[1] == "5"
+    assert python(SHOW, OMP_NUM_THREADS="3").stdout.split()[1] == "3"
+    assert int(python(SHOW).stdout.split()[1]) >= 1
+    before = fn.get_num_threads()
+    fn.set_num_threads(9)
+    assert fn.get_num_threads() == 9
+    fn.set_num_threads(before)
+
+
+@pytest.mark.parametrize("value", ["0", "two", "-1", "1e9", "100000"])
+def test_bad_thread_environment_is_a_clear_error(value):
+    result = python(SHOW, FASTNORM_NUM_THREADS=value)
+    assert result.returncode == 1
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("ImportError: FASTNORM_NUM_THREADS: expected an integer in [1, 1024], got")
+
+
+@pytest.mark.parametrize(("n", "error", "message"), [
+    (0, ValueError, "n: expected an integer >= 1, got 0"),
+    (-3, ValueError, "n: expected an integer >= 1, got -3"),
+    (10**9, ValueError, "n: expected an integer <= 1024, got 1000000000"),
+    (2.0, TypeError, "n: expected an integer, got float"),
+    ("2", TypeError, "n: expected an integer, got str"),
+    (True, TypeError, "n: expected an integer, got bool"),
+])
+def test_set_num_threads_refuses(n, error, message):
+    before = fn.get_num_threads()
+    with pytest.raises(error) as raised:
+        fn.set_num_threads(n)
+    assert str(raised.value) == message
+    assert fn.get_num_threads() == before
+
+
+def work(_):
+    y, cache = fn.batch_norm_forward(np.arange(600000.0).reshape(3000, 200))
+    return fn.get_num_threads(), float(y[7].sum()), float(fn.batch_norm_backward(y, cache)[0].sum())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_forked_children_compute_after_the_parent_used_threads():
+    before = fn.get_num_threads()
+    fn.set_num_threads(2)
+    expected = work(None)
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        results = pool.map_async(work, range(4)).get(timeout=60)
+    fn.set_num_threads(before)
+    assert {n for n, *_ in results} == {1}  # a forked child has no OpenMP workers, and does not start any
+    assert {tuple(values) for _, *values in results} == {tuple(expected[1:])}
+
+
+def test_show_config(capsys):
+    fn.show_config()
+    text = capsys.readouterr().out
+    for title in ("fastnorm", "instruction set", "available", "threads", "OpenMP runtime", "compiler", "flags"):
+        assert title in text
+    assert _runtime.kernels.level in text
+
+
+def test_kernels_release_the_gil_and_are_safe_from_many_python_threads():
+    from concurrent.futures import ThreadPoolExecutor
+
+    x = np.random.default_rng(0).standard_normal((500, 300))
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(lambda _: fn.batch_norm_forward(x)[0].tobytes(), range(64)))
+    assert len(set(results)) == 1
+
+
+def test_import_needs_numpy_alone():
+    """No extra is imported with the package."""
+    code = ("import sys, fastnorm;"
+            "print(sorted({'sklearn', 'matplotlib', 'rich', 'threadpoolctl', 'scipy'} & set(sys.modules)))")
+    assert python(code).stdout.strip() == "[]"
