@@ -15,8 +15,8 @@ import pytest
 from test_demo_data import write_set
 
 from fastnorm import _runtime
-from fastnorm._demo import checkpoint
 from fastnorm.__main__ import main
+from fastnorm._demo import checkpoint
 
 EXTRA = ("sklearn", "rich", "matplotlib", "threadpoolctl")
 MISSING = [name for name in EXTRA if importlib.util.find_spec(name) is None]
@@ -180,8 +180,8 @@ def test_a_last_batch_of_one_row(tmp_path, rng, capsys, n):
 def test_progress_bar_on_a_terminal():
     """A pseudo-terminal: the bar is drawn, and the cursor is there again afterwards."""
     leader, follower = pty.openpty()
-    with subprocess.Popen([sys.executable, "-m", "fastnorm", "train", "--epochs", "4"], stdout=follower, stderr=follower,
-                          env=environment(TERM="xterm-256color", COLUMNS="100"), close_fds=True) as process:
+    with subprocess.Popen([sys.executable, "-m", "fastnorm", "train", "--epochs", "4"], stdout=follower,
+                          stderr=follower, env=environment(TERM="xterm-256color", COLUMNS="100")) as process:
         os.close(follower)
         chunks = []
         while select.select([leader], [], [], 60)[0]:
@@ -204,9 +204,14 @@ def test_progress_bar_on_a_terminal():
 
 
 @needs_extra
-def test_same_bits_at_any_thread_count(tmp_path):
-    """Checkpoints hold history, parameters and all state; they are compared byte by byte."""
-    options = ["--epochs", "3", "--batch-size", "200", "--dropout", "0.2", "--augment", "--backend", "fastnorm"]
+def test_same_bits_at_any_thread_count(tmp_path, rng):
+    """Checkpoints hold history, parameters and all state; they are compared byte by byte.
+
+    The batches and the network are large enough for every kernel to use the threads.
+    """
+    write_set(tmp_path, rng, n=2000, n_test=500, side=28, classes=10)
+    options = ["--data", tmp_path, "--epochs", "2", "--batch-size", "1000", "--dropout", "0.2", "--augment",
+               "--activation", "elu", "--backend", "fastnorm"]
     saved = []
     for i, (threads, omp) in enumerate([("1", "2"), ("2", "1"), ("3", "2"), (None, "3"), (None, "1")]):
         file = tmp_path / f"{i}.npz"
@@ -233,7 +238,8 @@ def test_resumed_run_has_the_bits_of_an_uninterrupted_one(tmp_path, optimizer):
     whole, half, resumed = (tmp_path / f"{name}.npz" for name in ("whole", "half", "resumed"))
     train(*options, "--epochs", 4, "--save", whole, "--backend", "fastnorm")
     train(*options, "--epochs", 2, "--save", half, "--backend", "fastnorm")
-    train("--load", half, "--epochs", 4, "--save", resumed, "--backend", "fastnorm")  # the other settings are in the file
+    # all other settings are in the file
+    train("--load", half, "--epochs", 4, "--save", resumed, "--backend", "fastnorm")
     assert resumed.read_bytes() == whole.read_bytes()
 
 
@@ -303,7 +309,7 @@ def test_checkpoint_round_trip(tmp_path):
                       "nan": float("inf")}
 
 
-@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["full", "Ctrl-C"])
+@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=repr)
 def test_a_save_that_fails_keeps_the_old_file(tmp_path, monkeypatch, failure):
     file = tmp_path / "run.npz"
     checkpoint.save(file, {"epoch": 1})
@@ -396,7 +402,8 @@ MISTAKES_OF_TRAINING = [
     (["--load", "."], "--load: .: Is a directory"),
     (["--load", "text"], "--load: text: not a fastnorm checkpoint"),
     (["--load", "run.npz", "--data", "idx"], "run.npz: was trained on 64 inputs in 10 classes, got 36 inputs in 3"),
-    (["--load", "run.npz", "--optimizer", "sgd"], "was trained with --optimizer adam, cannot go on with --optimizer sgd"),
+    (["--load", "run.npz", "--optimizer", "sgd"],
+     "was trained with --optimizer adam, cannot go on with --optimizer sgd"),
     (["--load", "run.npz", "--seed", "3"], "was trained with --seed 0, cannot go on with --seed 3"),
     (["--load", "run.npz", "--augment"], "was trained without --augment, cannot go on with --augment"),
     (["--load", "shape.npz"], "network.2.weight: expected float32 (256, 256), got float32 (256, 255)"),

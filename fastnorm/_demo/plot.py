@@ -14,7 +14,7 @@ from .train import Run
 COLORS = {"train": "#0072B2", "test": "#D55E00"}
 WORDS = {"train": "training", "test": "test"}
 ERROR_TICKS = (0, 1, 2, 5, 10, 20, 50, 100)
-STYLE = {"font.size": 9, "axes.titlesize": 10, "axes.labelsize": 9, "legend.fontsize": 8, "axes.spines.top": False,
+STYLE: Any = {"font.size": 9, "axes.titlesize": 10, "axes.labelsize": 9, "legend.fontsize": 8, "axes.spines.top": False,
          "axes.spines.right": False, "axes.linewidth": 0.8, "svg.fonttype": "none", "pdf.fonttype": 42}
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from .data import Data, hold_out
 from .settings import RULES, Settings
-from .train import Diverged, Epoch, Run
+from .train import DivergedError, Epoch, Run
 
 VALIDATION_EVERY = 5  # a fifth of the training set; the test set is not looked at
 FINER = 0.2  # width of the second round's ranges, of the first round's, in logarithms
@@ -76,7 +76,7 @@ def _try(settings: Settings, finer: bool, data: Data, name: str, backend: Module
         for event in run.train():
             if isinstance(event, Epoch):
                 loss, accuracy = event.test_loss, event.test_accuracy
-    except Diverged:
+    except DivergedError:
         loss, accuracy = math.inf, 0.0
     return Trial(settings, finer, loss if math.isfinite(loss) else math.inf, accuracy)
 

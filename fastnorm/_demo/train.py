@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from .. import layers, optim
-from .._arrays import Array
 from . import checkpoint, model
 from .data import Data, Split, max_shift, random_shifts, shift
 from .errors import UserError, reason
@@ -28,7 +27,7 @@ BETA2 = 0.999  # Adam's decay of the squared gradients
 CURVES = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
 
 
-class Diverged(UserError):
+class DivergedError(UserError):
     """The loss is not a finite number any more."""
 
 
@@ -75,8 +74,7 @@ class Run:
         self.order_rng = np.random.default_rng(order_seed)
         self.augment_rng = np.random.default_rng(augment_seed)
         self.moments = _input_moments(self.data, self.settings.augment, self.backend)
-        self._test = self._standardized(self.data.test)
-        self._train = None if self.settings.augment else self._standardized(self.data.train)
+        self._test = Split(self.moments.standardize(self.data.test.images), self.data.test.labels)
 
     @property
     def sizes(self) -> list[int]:
@@ -93,31 +91,27 @@ class Run:
         """Batches in an epoch."""
         return len(batch_bounds(len(self.data.train), self.settings.batch_size))
 
-    def _standardized(self, split: Split) -> Split:
-        return Split(self.moments.standardize(split.images), split.labels)
-
-    def _batch(self, rows: Array) -> tuple[Array, Array]:
-        if self._train is not None:
-            return self._train.images[rows], self._train.labels[rows]
-        shifted = random_shifts(self.data.train.images[rows], self.data.image_shape, self.augment_rng)
-        return self.moments.standardize(shifted), self.data.train.labels[rows]
-
     def train(self) -> Iterator[Step | Epoch]:
         """Train until `settings.epochs` are done; the caller may stop between any two events."""
-        n = len(self.data.train)
+        data, n, augment = self.data.train, len(self.data.train), self.settings.augment
+        # without shifts, standardized once for all epochs; a copy that lives no longer than this loop
+        inputs = data.images if augment else self.moments.standardize(data.images)
         for epoch in range(self.epochs_done + 1, self.settings.epochs + 1):
             total_loss, correct, seen, seconds = 0.0, 0, 0, 0.0
             order = self.order_rng.permutation(n)
             for step, (start, stop) in enumerate(batch_bounds(n, self.settings.batch_size), 1):
                 before = perf_counter()
-                images, labels = self._batch(order[start:stop])
+                rows = order[start:stop]
+                images, labels = inputs[rows], data.labels[rows]
+                if augment:
+                    images = self.moments.standardize(random_shifts(images, self.data.image_shape, self.augment_rng))
                 logits = self.network.forward(images, training=True)
                 loss = float(self.loss.forward(logits, labels))
                 self.network.backward(self.loss.backward())
                 self.optimizer.step(self.network.grads)
                 seconds += perf_counter() - before
                 if not math.isfinite(loss):
-                    raise Diverged(f"the training loss became {loss} in epoch {epoch}: try a smaller --lr "
+                    raise DivergedError(f"the training loss became {loss} in epoch {epoch}: try a smaller --lr "
                                     f"(it is {self.settings.lr:g})")
                 total_loss += loss * len(labels)
                 correct += int(np.count_nonzero(logits.argmax(axis=1) == labels))
