@@ -409,6 +409,9 @@ MISTAKES_OF_TRAINING = [
     (["--load", "shape.npz"], "network.2.weight: expected float32 (256, 256), got float32 (256, 255)"),
     (["--load", "optimizer.npz"], "--load: optimizer.npz: "),
     (["--load", "settings.npz"], "--load: settings.npz: not a fastnorm checkpoint"),
+    (["--load", "kind.npz"], "epochs: expected int, got 'many'"),
+    (["--load", "history.npz"], "history"),
+    (["--load", "rng.npz"], "rng.npz: a damaged checkpoint"),
     (["--load", "data.npz"], "was trained on other data"),
     (["--save", "absent/run.npz"], "--save: absent: no such directory"),
     (["--save", "."], "expected a file name, got a directory"),
@@ -443,6 +446,9 @@ def folder(tmp_path_factory):
     spoil("shape", network=state["network"] | {"2.weight": np.zeros((256, 255), np.float32)})
     spoil("optimizer", optimizer={})
     spoil("settings", settings=state["settings"] | {"optimizer": "lion"})
+    spoil("kind", settings=state["settings"] | {"epochs": "many"})
+    spoil("history", history=state["history"] | {"test_accuracy": []})
+    spoil("rng", order_rng={"bit_generator": "MT19937"})
     spoil("data", data={"name": "digits", "fingerprint": 1})
     (folder / "text").write_text("epoch 1\n")
     (folder / "idx").mkdir()

@@ -18,7 +18,7 @@ from . import checkpoint, display, plot
 from . import search as searching
 from .data import Data, load_digits, load_idx
 from .errors import UserError, reason, require
-from .settings import RULES, SEARCH_EPOCHS, Settings, complete, resume
+from .settings import SEARCH_EPOCHS, Settings, complete, restore, resume
 from .train import Epoch, Run
 
 BACKENDS: dict[str, ModuleType] = {"fastnorm": fastnorm, "reference": reference}
@@ -67,9 +67,7 @@ def _names(job: Job) -> list[str]:
 
 def _resumed_settings(job: Job, state: dict[str, Any]) -> Settings:
     try:
-        saved = Settings(**state["settings"])
-        if saved.optimizer not in RULES:
-            raise ValueError(f"unknown optimizer {saved.optimizer!r}")
+        saved = restore(state["settings"])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"--load: {job.load}: not a fastnorm checkpoint, or a damaged one ({reason(error)})") from None
     return resume(saved, job.given, str(job.load))

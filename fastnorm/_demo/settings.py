@@ -69,6 +69,20 @@ def complete(given: dict[str, Any]) -> Settings:
     return Settings(**(defaults | given))
 
 
+def restore(saved: dict[str, Any]) -> Settings:
+    """Settings as a checkpoint holds them; TypeError or ValueError if they are not what `asdict` gave."""
+    settings, usual = Settings(**saved), complete({})
+    for name, known in (("optimizer", RULES), ("activation", ACTIVATIONS), ("init", INITS)):
+        if getattr(settings, name) not in known:
+            raise ValueError(f"{name}: expected one of {', '.join(known)}, got {getattr(settings, name)!r}")
+    for name in ("dropout", "batch_size", "epochs", "lr", "seed", "augment"):
+        if type(getattr(settings, name)) is not type(getattr(usual, name)):
+            raise TypeError(f"{name}: expected {type(getattr(usual, name)).__name__}, got {getattr(settings, name)!r}")
+    if type(settings.beta) is not type(RULES[settings.optimizer].beta):
+        raise TypeError(f"beta: got {settings.beta!r}")
+    return settings
+
+
 def resume(saved: Settings, given: dict[str, Any], source: str) -> Settings:
     """Settings of a run that continues a checkpoint: the saved ones, except what the user gave."""
     for name in FIXED:
