@@ -19,7 +19,10 @@ from .errors import UserError, reason, require
 
 UNSIGNED_BYTE = 0x08  # IDX code of the element type
 GZIP_MAGIC = b"\x1f\x8b"
-TEST_EVERY = 5  # a fifth of the digits is held out
+# A fifth of the digits is held out. Which of every five matters: Adam's mean accuracy over five seeds is 97.9, 97.7,
+# 98.5, 98.2 and 97.6 % with the first to the fifth. The middle one is the easiest: compare backends and settings by it,
+# and do not quote it as how well such a network reads digits.
+TEST_EVERY = 5
 
 
 @dataclass(frozen=True)
