@@ -6,6 +6,15 @@ every function: ``backend = fastnorm`` and ``backend = fastnorm.reference`` are 
 
 __version__ = "0.1.0"
 
+try:
+    from . import _runtime as _runtime
+except ImportError as error:
+    # `python -m fastnorm` imports this file before its own: a user gets one line there, a program gets the exception.
+    from ._demo.errors import exit_command_line
+
+    exit_command_line(error)
+    raise
+
 from . import init, layers, optim, reference
 from ._runtime import get_num_threads, set_num_threads, show_config
 from .activations import (

@@ -1,1 +1,1 @@
-"""The demonstration behind `python -m fastnorm train`: data, training loop, display."""
+"""The demonstration behind `python -m fastnorm train`, one subject a file: `command` runs it from start to finish."""

@@ -1,0 +1,158 @@
+"""The command line: `python -m fastnorm info`, `python -m fastnorm train`."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from . import _runtime
+from ._demo.errors import INTERRUPTED, USER_ERROR, UserError
+
+TRAIN = """\
+Train Dense - BatchNorm - ReLU, twice, then Dense - softmax cross-entropy, on scikit-learn's 8 x 8 digits (one
+scan of every five is held out for the test) or on IDX files, on the kernels of fastnorm and on its NumPy twin, and
+compare the two. The same seed gives the same bits, at any number of threads."""
+
+TRAIN_END = """\
+A checkpoint is written after every epoch. --load continues it with the settings it was saved with, up to --epochs in
+all, and gives the same bits as a run that was never interrupted; only --epochs, --lr, --beta and --batch-size can be
+changed on the way. Exit status: 0, 2 for a mistake in what was given, 130 when interrupted."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line, and which takes no abbreviations."""
+
+    def __init__(self, **options: object) -> None:
+        super().__init__(allow_abbrev=False, **options)  # type: ignore[arg-type]
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Refuse what is unknown here, in the words of the subcommand, not in those of the whole program."""
+        namespace, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unknown option or argument: {' '.join(unknown)}")
+        return namespace, unknown
+
+    def error(self, message: str) -> NoReturn:
+        """Show the message alone, where argparse prints the usage first."""
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def _integer(low: int, high: float = math.inf) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = None
+        if number is None or not low <= number <= high:
+            expected = f">= {low}" if high == math.inf else f"in [{low}, {high}]"
+            raise argparse.ArgumentTypeError(f"expected an integer {expected}, got {text!r}")
+        return number
+
+    return parse
+
+
+def _number(low: float, high: float, *, open_low: bool) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not (low < number < high or (number == low and not open_low)):
+            bracket = "(" if open_low else "["
+            raise argparse.ArgumentTypeError(f"expected a number in {bracket}{low:g}, {high:g}), got {text!r}")
+        return number
+
+    return parse
+
+
+def _parser() -> Parser:
+    from ._demo import settings
+
+    parser = Parser(prog="python -m fastnorm", description="fastnorm: training kernels for NumPy arrays on the CPU")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    info = commands.add_parser("info", help="show version, instruction set, threads, OpenMP, compiler and flags")
+    info.set_defaults(run=_info)
+
+    train = commands.add_parser("train", help="train a network on real digits", description=TRAIN, epilog=TRAIN_END)
+    train.set_defaults(run=_train)
+    add = train.add_argument
+    rates = ", ".join(f"{rule.lr:g} {name}" for name, rule in settings.RULES.items())
+    betas = ", ".join(f"{rule.beta_name} of {name} ({rule.beta:g})" for name, rule in settings.RULES.items()
+                      if rule.beta_name)
+    add("--data", type=Path, metavar="DIR",
+        help="train on the IDX files in DIR, gzipped or not, as MNIST and Fashion-MNIST are published "
+             "(train-images-idx3-ubyte, ...; default: scikit-learn's digits)")
+    add("--optimizer", choices=settings.RULES, help="default: adam")
+    add("--activation", choices=settings.ACTIVATIONS, help="default: relu")
+    add("--init", choices=settings.INITS,
+        help="default: he_normal for relu and leaky_relu, lecun_normal for elu and celu, else xavier_normal")
+    add("--dropout", type=_number(0, 1, open_low=False), metavar="P",
+        help="probability of dropping a hidden unit (default: 0)")
+    add("--batch-size", type=_integer(2), metavar="N", help="default: 64")
+    add("--epochs", type=_integer(1), metavar="N",
+        help=f"in all, those of a checkpoint included (default: {settings.EPOCHS}; {settings.SEARCH_EPOCHS} a setting "
+             "with --search)")
+    add("--lr", type=_number(0, math.inf, open_low=True), metavar="RATE", help=f"learning rate (default: {rates})")
+    add("--beta", type=_number(0, 1, open_low=False), metavar="B", help=f"decay of the averages: {betas}")
+    add("--seed", type=_integer(0), metavar="N", help="default: 0")
+    add("--threads", type=_integer(1, _runtime.MAX_THREADS), metavar="N",
+        help="threads of the kernels (default: OMP_NUM_THREADS, else all cores)")
+    add("--augment", action="store_true", default=None, help="shift each training image at random, anew in every epoch")
+    add("--backend", choices=("both", "fastnorm", "reference"), default="both",
+        help="both (default): train on fastnorm, then the same on its NumPy twin, and compare; "
+             "--save then keeps the run on fastnorm")
+    add("--save", type=Path, metavar="FILE", help="write a checkpoint (.npz) after every epoch")
+    add("--load", type=Path, metavar="FILE", help="continue a checkpoint")
+    add("--plot", type=Path, metavar="FILE", help="draw the training and test curves (.png, .pdf, .svg, ...)")
+    add("--search", type=_integer(1), metavar="N",
+        help="instead of one training: try N random pairs of learning rate and beta for a few epochs each, then a "
+             "finer round around the best, and rank them on a validation split of the training set")
+    return parser
+
+
+def _info(arguments: argparse.Namespace) -> None:
+    lines = _runtime.config()
+    indent = max(map(len, lines)) + 2
+    # Long flags wrap under themselves on a terminal; a pipe gets one line an entry.
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    for title, text in lines.items():
+        print(textwrap.fill(f"{title:{indent}s}{text}", width, subsequent_indent=" " * indent, break_on_hyphens=False,
+                            break_long_words=False))
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from ._demo import command, settings
+
+    options = vars(arguments)
+    given = {name: options[name] for name in settings.Settings.__dataclass_fields__ if options[name] is not None}
+    rest = {name: options[name] for name in command.Job.__dataclass_fields__ if name != "given"}
+    command.train(command.Job(given=given, **rest))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return the exit status."""
+    try:
+        arguments = _parser().parse_args(argv)
+        arguments.run(arguments)
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"fastnorm: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt as interrupt:
+        print(f"fastnorm: interrupted{f' ({interrupt})' if str(interrupt) else ''}", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader has seen enough, as in `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
