@@ -24,7 +24,6 @@ from .vector cimport (
     is_float32,
     lanes_dot,
     lanes_exp,
-    lanes_flush,
     lanes_frame,
     lanes_log,
     lanes_max,
@@ -38,6 +37,7 @@ from .vector cimport (
     softmax_factors,
     softmax_max,
     softmax_output,
+    softmax_sum,
     stream_copy,
     stream_fence,
 )
@@ -63,9 +63,9 @@ cdef enum:
     ROW_BYTES = 1 << 19         # as BLOCK_BYTES, for a row
     STAGE = 1024                # elements computed in L1 before they are streamed out
     TILE = 8192                 # elements of a tile, about 5 microseconds
+    SMALL_SUM = 4               # sums of exponentials below it are added up in double
     SERIAL = 16384              # elements up to which waking threads costs more than it gains
     STREAM_BYTES = 1 << 23      # larger outputs are not found in cache by the next reader: stream them
-    FLUSH = 16                  # classes added in `real` before a lane's sum goes on in double
     LABEL_TILE = 32768
 
 
@@ -214,6 +214,20 @@ cdef inline const real* at(const real* a, Py_ssize_t i) noexcept nogil:
 # -- rows: the vector lanes are classes --------------------------------------------------------------------------------
 
 
+cdef double sum_in_double(const real* x, const real* e, Py_ssize_t C, real m, real* stage) noexcept nogil:
+    """sum(exp(x - m)) once more: near 1, a sum of floats has lost what its logarithm is made of."""
+    cdef Py_ssize_t i = 0, n
+    cdef double total = 0
+    if e != NULL:
+        return softmax_sum(e, C)
+    while i < C:
+        n = min(STAGE, C - i)
+        softmax_exp(x + i, stage, n, m)
+        total += softmax_sum(<const real*> stage, n)
+        i += n
+    return total
+
+
 cdef double softmax_row(const Job* job, Py_ssize_t row, real* scratch) noexcept nogil:
     """One row of C classes; its loss where there is one.
 
@@ -242,6 +256,8 @@ cdef double softmax_row(const Job* job, Py_ssize_t row, real* scratch) noexcept 
 
     m = softmax_max(x, C)
     total = softmax_exp(x, e, C, m)
+    if real is float and total < SMALL_SUM:
+        total = sum_in_double(x, e, C, m, stage)
     if job.form == LOG_SOFTMAX:
         log_sum = <real> log_of_sum(total)
     elif job.form == CROSS_ENTROPY:
@@ -318,7 +334,7 @@ cdef void scatter(const real* lanes, real* out, Py_ssize_t outers, Py_ssize_t C,
 
 cdef enum:
     DOUBLE_ROWS = 5             # total, logs, mass, dot, label
-    REAL_ROWS = 12              # m, sum, frame (5), factor, power, log_sum, spike, one class's exponentials
+    REAL_ROWS = 11              # m, frame (5), factor, power, log_sum, spike, one class's exponentials
 
 
 cdef double softmax_block(const Job* job, Py_ssize_t block, real* scratch) noexcept nogil:
@@ -347,8 +363,7 @@ cdef double softmax_block(const Job* job, Py_ssize_t block, real* scratch) noexc
     cdef double* dot = mass + width
     cdef int64_t* y = <int64_t*> (dot + width)
     cdef real* m = <real*> (y + width)
-    cdef real* sums = m + width
-    cdef real* frame = sums + width
+    cdef real* frame = m + width
     cdef real* factor = frame + 5 * width
     cdef real* power = factor + width
     cdef real* log_sum = power + width
@@ -404,12 +419,8 @@ cdef double softmax_block(const Job* job, Py_ssize_t block, real* scratch) noexc
                     dot[j] += spike * (<double> m[j] - <double> x[y[j] * stride + j])
                 spikes[j] = <real> (spike / job.divisor)
 
-    memset(sums, 0, n * sizeof(real))
     for c in range(C):
-        lanes_exp(x + c * stride, e + c * width if keep else one_class, frame, width, sums, n)
-        if c % FLUSH == FLUSH - 1 or c == C - 1:
-            lanes_flush(sums, total, n)
-
+        lanes_exp(x + c * stride, e + c * width if keep else one_class, frame, width, total, n)
     if job.form != SOFTMAX:
         lanes_log(total, logs, n)
     if job.form == LOG_SOFTMAX:
@@ -439,7 +450,7 @@ cdef double softmax_block(const Job* job, Py_ssize_t block, real* scratch) noexc
         if keep:
             source = e + c * width
         else:
-            lanes_exp(x + c * stride, one_class, frame, width, sums, n)
+            lanes_exp(x + c * stride, one_class, frame, width, total, n)
             source = one_class
         a = b = 0
         if job.form == CROSS_ENTROPY:

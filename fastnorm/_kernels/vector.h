@@ -391,6 +391,9 @@ static double FN(softmax_exp)(const real *x, real *e, ptrdiff_t n, real m) {
     return e ? FN(softmax_exp_loop)(x, e, n, m, 1) : FN(softmax_exp_loop)(x, e, n, m, 0);
 }
 
+/* The same sum of terms already there, in double. */
+static double FN(softmax_sum)(const real *e, ptrdiff_t n) { return FN(lanes_sum)(e, n) / SOFTMAX_UNIT; }
+
 /* out = unit_e * scale / unit - mass, where mass_c = (t_c a + b) w_c. scale comes as two factors, one of them a power of
    two (see softmax_factors). */
 FASTNORM_INLINE void FN(softmax_output_loop)(const real *e, const real *t, const real *w, real *out, ptrdiff_t n,
@@ -507,24 +510,14 @@ static void FN(lanes_frame)(const real *restrict m, real *restrict frame, ptrdif
                           frame + 4 * width + j);
 }
 
-/* e takes SOFTMAX_UNIT * e**(x - m), and sum[j] += e. e may be x. */
-static void FN(lanes_exp)(const real *x, real *e, const real *restrict frame, ptrdiff_t width, real *restrict sum,
+/* e takes SOFTMAX_UNIT * e**(x - m), and total[j] += e**(x - m). e may be x. */
+static void FN(lanes_exp)(const real *x, real *e, const real *restrict frame, ptrdiff_t width, double *restrict total,
                           ptrdiff_t n) {
     SIMD
     for (ptrdiff_t j = 0; j < n; j++) {
-        const real v = FN(exp_in_frame)(x[j], frame[j], frame[width + j], frame[2 * width + j], frame[3 * width + j],
-                                        frame[4 * width + j]);
-        e[j] = v;
-        sum[j] += v;
-    }
-}
-
-/* total[j] += sum[j] / SOFTMAX_UNIT, and sum[j] = 0. */
-static void FN(lanes_flush)(real *restrict sum, double *restrict total, ptrdiff_t n) {
-    SIMD
-    for (ptrdiff_t j = 0; j < n; j++) {
-        total[j] += sum[j] * (1 / SOFTMAX_UNIT);
-        sum[j] = 0;
+        e[j] = FN(exp_in_frame)(x[j], frame[j], frame[width + j], frame[2 * width + j], frame[3 * width + j],
+                                frame[4 * width + j]);
+        total[j] += e[j] * (1 / SOFTMAX_UNIT);
     }
 }
 
