@@ -502,7 +502,7 @@ cdef void plan(Job* job, Py_ssize_t itemsize) noexcept:
         if job.inner <= lanes // 2 and C * lanes * itemsize <= BLOCK_BYTES:
             job.outers = lanes // job.inner
             job.blocks = (job.outer + job.outers - 1) // job.outers
-            lanes = min(job.outers, max(job.outer, 1)) * job.inner
+            lanes = min(job.outers, job.outer) * job.inner
         else:  # as equal parts of an outer as lanes allow
             job.blocks_of_outer = (job.inner + lanes - 1) // lanes
             job.span = (job.inner + job.blocks_of_outer - 1) // job.blocks_of_outer
@@ -550,14 +550,16 @@ cdef double run(Job* job, bint float32, int threads) except? -1:
     cdef char* scratch
     cdef double* partial
     cdef double losses
+    if job.outer * job.inner == 0:
+        return 0
     plan(job, sizeof(float) if float32 else sizeof(double))
     threads = <int> min(threads, job.tiles)
     if job.outer * job.classes * job.inner <= SERIAL:
         threads = 1
-    scratch = <char*> scratch_alloc(max(threads, 1) * job.scratch_bytes + job.tiles * sizeof(double))
+    scratch = <char*> scratch_alloc(threads * job.scratch_bytes + job.tiles * sizeof(double))
     if scratch == NULL:
         raise MemoryError
-    partial = <double*> (scratch + max(threads, 1) * job.scratch_bytes)
+    partial = <double*> (scratch + threads * job.scratch_bytes)
     with nogil:
         if float32:
             losses = all_tiles(job, <float*> scratch, partial, threads)
