@@ -8,7 +8,7 @@
 # - Rows or blocks whose exponentials do not fit the scratch compute them a second time instead of keeping them.
 # - The gradient of every kind of target is one formula, p Q - q (see `cross_entropy`), so integer targets are only a
 #   uniform mass and one spike.
-# - Blocks, tiles and partial losses depend on the shape alone, and partial losses are added in tile order.
+# - Blocks and tiles depend on the shape alone, and the blocks' losses are added pairwise, in an order of their own.
 """
 
 from cython.parallel cimport prange, threadid
@@ -27,6 +27,7 @@ from .vector cimport (
     lanes_frame,
     lanes_log,
     lanes_max,
+    lanes_sum,
     log_of_sum,
     log_softmax_output,
     real,
@@ -94,6 +95,7 @@ cdef struct Job:
     int64_t ignore
     double keep                         # 1 - label_smoothing
     double smooth                       # label_smoothing / C
+    double uniform                      # smooth * sum(weight): the mass that labels leave to all classes
     double divisor
 
 
@@ -261,6 +263,8 @@ cdef double softmax_row(const Job* job, Py_ssize_t row, real* scratch) noexcept 
     if job.form == LOG_SOFTMAX:
         log_sum = <real> log_of_sum(total)
     elif job.form == CROSS_ENTROPY:
+        if t == NULL:
+            mass = job.uniform
         if t != NULL or job.smooth != 0:
             softmax_dot(x, t, w, C, m, job.keep if t != NULL else 0, job.smooth, &mass, &dot)
         if y >= 0:
@@ -380,7 +384,7 @@ cdef double softmax_block(const Job* job, Py_ssize_t block, real* scratch) noexc
     cdef real* target
     cdef bint keep = job.kept and job.form != LOG_SOFTMAX
     cdef bint in_scratch = gathered or (job.stream and keep)  # results are put together in e, then copied to out
-    cdef double loss, losses = 0, spike, w_c
+    cdef double loss = 0, spike, w_c
     cdef real a, b
 
     stride = t_stride = inner
@@ -408,6 +412,7 @@ cdef double softmax_block(const Job* job, Py_ssize_t block, real* scratch) noexc
                           job.keep * w_c if t != NULL else 0, job.smooth * w_c, mass, dot)
         if job.labels != NULL:
             for j in range(n):
+                mass[j] = job.uniform
                 y[j] = label(job.labels, job.label_code, position + j)
                 if job.has_ignore and y[j] == job.ignore:
                     y[j] = -1
@@ -433,10 +438,11 @@ cdef double softmax_block(const Job* job, Py_ssize_t block, real* scratch) noexc
         for j in range(n):
             softmax_factors(mass[j] / job.divisor / total[j], &factor[j], &power[j])
         for j in range(n):
-            loss = mass[j] * logs[j] + dot[j] if y[j] >= 0 else 0
-            losses += loss
-            if job.losses != NULL:
-                (<real*> job.losses)[position + j] = <real> loss
+            logs[j] = mass[j] * logs[j] + dot[j] if y[j] >= 0 else 0
+        if job.losses != NULL:
+            for j in range(n):
+                (<real*> job.losses)[position + j] = <real> logs[j]
+        loss = lanes_sum(<const double*> logs, n)
 
     for c in range(C):
         target = e + c * width if in_scratch else out + c * inner
@@ -479,7 +485,7 @@ cdef double softmax_block(const Job* job, Py_ssize_t block, real* scratch) noexc
     elif in_scratch:
         for c in range(C):
             stream_copy(out + c * inner, e + c * width, n * sizeof(real))
-    return losses
+    return loss
 
 
 # -- all positions -----------------------------------------------------------------------------------------------------
@@ -520,53 +526,57 @@ cdef void plan(Job* job, Py_ssize_t itemsize) noexcept:
     job.tiles = (job.blocks + job.blocks_per_tile - 1) // job.blocks_per_tile
 
 
-cdef double tile(const Job* job, Py_ssize_t t, real* scratch) noexcept nogil:
-    """The blocks of one tile; the sum of their losses."""
+cdef void tile(const Job* job, Py_ssize_t t, real* scratch, double* losses) noexcept nogil:
+    """The blocks of one tile, each with its loss."""
     cdef Py_ssize_t b
-    cdef double losses = 0
     for b in range(t * job.blocks_per_tile, min((t + 1) * job.blocks_per_tile, job.blocks)):
-        losses += softmax_row(job, b, scratch) if job.rows else softmax_block(job, b, scratch)
+        losses[b] = softmax_row(job, b, scratch) if job.rows else softmax_block(job, b, scratch)
     if job.stream:
         stream_fence()
-    return losses
 
 
-cdef double all_tiles(const Job* job, real* scratch, double* partial, int threads) noexcept nogil:
-    """Every tile; the sum of all losses, added in tile order."""
+cdef void all_tiles(const Job* job, real* scratch, double* losses, int threads) noexcept nogil:
     cdef Py_ssize_t t, scratch_elements = job.scratch_bytes // sizeof(real)
-    cdef double losses = 0
     if threads <= 1:
         for t in range(job.tiles):
-            partial[t] = tile(job, t, scratch)
+            tile(job, t, scratch, losses)
     else:
         for t in prange(job.tiles, schedule="dynamic", chunksize=1, num_threads=threads):
-            partial[t] = tile(job, t, scratch + threadid() * scratch_elements)
-    for t in range(job.tiles):
-        losses += partial[t]
-    return losses
+            tile(job, t, scratch + threadid() * scratch_elements, losses)
+
+
+cdef double pairwise_sum(const double* x, Py_ssize_t n) noexcept nogil:
+    """Sum whose rounding errors grow with log(n)."""
+    cdef Py_ssize_t half
+    if n <= 128:
+        return lanes_sum(x, n)
+    half = n // 16 * 8
+    return pairwise_sum(x, half) + pairwise_sum(x + half, n - half)
 
 
 cdef double run(Job* job, bint float32, int threads) except? -1:
+    """Plan, allocate, work; the sum of all losses."""
     cdef char* scratch
-    cdef double* partial
-    cdef double losses
+    cdef double* losses
+    cdef double loss
     if job.outer * job.inner == 0:
         return 0
     plan(job, sizeof(float) if float32 else sizeof(double))
     threads = <int> min(threads, job.tiles)
     if job.outer * job.classes * job.inner <= SERIAL:
         threads = 1
-    scratch = <char*> scratch_alloc(threads * job.scratch_bytes + job.tiles * sizeof(double))
+    scratch = <char*> scratch_alloc(threads * job.scratch_bytes + job.blocks * sizeof(double))
     if scratch == NULL:
         raise MemoryError
-    partial = <double*> (scratch + threads * job.scratch_bytes)
+    losses = <double*> (scratch + threads * job.scratch_bytes)
     with nogil:
         if float32:
-            losses = all_tiles(job, <float*> scratch, partial, threads)
+            all_tiles(job, <float*> scratch, losses, threads)
         else:
-            losses = all_tiles(job, <double*> scratch, partial, threads)
+            all_tiles(job, <double*> scratch, losses, threads)
+        loss = pairwise_sum(losses, job.blocks)
     scratch_free(scratch)
-    return losses
+    return loss
 
 
 def softmax(x, out, Py_ssize_t outer, Py_ssize_t classes, Py_ssize_t inner, bint log, int threads):
@@ -614,6 +624,12 @@ def cross_entropy(x, labels, probabilities, weight, dlogits, losses, Py_ssize_t 
         job.label_code = code_of(labels)
     job.has_ignore, job.ignore = has_ignore, ignore
     job.keep, job.smooth = 1 - label_smoothing, label_smoothing / classes
+    if weight is None:
+        job.uniform = label_smoothing
+    elif float32:
+        job.uniform = job.smooth * lanes_sum(<const float*> job.weight, classes)
+    else:
+        job.uniform = job.smooth * lanes_sum(<const double*> job.weight, classes)
     job.divisor = divisor
     if divisor == 0:
         memset(job.out, 0, cnp.PyArray_NBYTES(<cnp.ndarray> dlogits))

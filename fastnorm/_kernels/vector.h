@@ -448,13 +448,13 @@ static void FN(log_softmax_output)(const real *x, real *out, ptrdiff_t n, const 
     }
 }
 
-/* One class's part of a row's target mass and of sum(q_c (m - x_c)); 0 * inf counts as 0. In double: the mass may be
-   far from 1, and m - x_c beyond a float. */
+/* One class's part of a row's target mass and of sum(q_c (m - x_c)); 0 * inf counts as 0. In double, because m - x_c may
+   be beyond a float. */
 #define SOFTMAX_DOT(MASS, DOT, M) { \
     const double base = with_t ? t[j] * a + b : b; \
     const double q = with_w ? base * w[j] : base; \
     const double term = q * ((double)(M) - (double)x[j]); \
-    MASS += q; \
+    if (with_t) MASS += q; \
     DOT += q == 0 ? 0 : term; }
 
 FASTNORM_INLINE void FN(softmax_dot_loop)(const real *restrict x, const real *restrict t, const real *restrict w,
@@ -479,11 +479,12 @@ FASTNORM_INLINE void FN(softmax_dot_loop)(const real *restrict x, const real *re
             dots[j] += dots[j + width];
         }
     }
-    *mass = masses[0];
-    *dot = dots[0];
+    *mass += masses[0];
+    *dot += dots[0];
 }
 
-/* Of a row: mass = sum(q_c), dot = sum(q_c (m - x_c)), where q_c = (t_c a + b) w_c; t and w may be NULL. */
+/* Of a row: mass += sum(q_c) if there is a t (else it is the same for all rows), dot += sum(q_c (m - x_c)), where
+   q_c = (t_c a + b) w_c; t and w may be NULL. */
 static void FN(softmax_dot)(const real *x, const real *t, const real *w, ptrdiff_t n, real m, double a, double b,
                             double *mass, double *dot) {
     if (t) {
@@ -530,7 +531,7 @@ FASTNORM_INLINE void FN(lanes_dot_loop)(const real *restrict x, const real *rest
     for (ptrdiff_t j = 0; j < n; j++) SOFTMAX_DOT(mass[j], dot[j], m[j])
 }
 
-/* mass[j] += q and dot[j] += q (m[j] - x[j]), where q = t[j] a + b; t may be NULL. */
+/* mass[j] += q if there is a t, dot[j] += q (m[j] - x[j]), where q = t[j] a + b; t may be NULL. */
 static void FN(lanes_dot)(const real *x, const real *t, ptrdiff_t n, const real *m, double a, double b, double *mass,
                           double *dot) {
     if (t) FN(lanes_dot_loop)(x, t, n, m, a, b, mass, dot, 1);
