@@ -16,9 +16,9 @@ IGNORED = [-100, 1]
 SMOOTHINGS = [0.0, 0.1, 1.0]
 REDUCTIONS = ["mean", "sum", "none"]
 PRODUCT = list(itertools.product(KINDS, WEIGHTS, IGNORED, SMOOTHINGS, REDUCTIONS))
-SOME = [("labels", None, -100, 0.0, "mean"), ("labels", "mixed", 1, 0.1, "none"), ("labels", "positive", -100, 0.0, "sum"),
-        ("labels", None, 1, 0.3, "mean"), ("probabilities", None, -100, 0.0, "mean"),
-        ("probabilities", "mixed", -100, 0.1, "none")]
+SOME = [("labels", None, -100, 0.0, "mean"), ("labels", "mixed", 1, 0.1, "none"),
+        ("labels", "positive", -100, 0.0, "sum"), ("labels", None, 1, 0.3, "mean"),
+        ("probabilities", None, -100, 0.0, "mean"), ("probabilities", "mixed", -100, 0.1, "none")]
 
 
 def assert_untouched(before, *arrays):
@@ -54,9 +54,9 @@ def make_case(rng, shape, axis, dtype, kind, weight, ignore, smoothing, reductio
 def assert_twin(x, targets, options, actual):
     """Loss and gradient against the twin in float64.
 
-    Losses are sums of q (log sum + (max - x)), gradients are p Q - q, both divided: the scale is the sum of the magnitudes of
-    these terms. Ulps: 4 for p and log sum (see test_softmax), 3 for Q, q and the divisor and the products; in float64
-    also the twin's own |max - x| / 2 and its sum over C classes and over the rows.
+    Losses are sums of q (log sum + (max - x)), gradients are p Q - q, both divided: the scale is the sum of the
+    magnitudes of these terms. Ulps: 4 for p and log sum (see test_softmax), 3 for Q, q and the divisor and the
+    products; in float64 also the twin's own |max - x| / 2, and sums over the classes and rows on either side.
     """
     wide = [np.asarray(a).astype(np.float64) if np.asarray(a).dtype.kind == "f" else a for a in (x, targets)]
     given = options | {"weight": None if options["weight"] is None else options["weight"].astype(np.float64)}
@@ -79,7 +79,7 @@ def assert_twin(x, targets, options, actual):
     w = np.ones(classes) if positive["weight"] is None else positive["weight"]
     w = w.reshape([-1 if i == axis else 1 for i in range(x.ndim)])
     uniform = options["label_smoothing"] / classes * w
-    q = q * w + uniform if np.asarray(targets).dtype.kind == "f" else q * (w * q).sum(axis=axis, keepdims=True) + uniform
+    q = q * w + uniform
     q = np.where(np.expand_dims(kept, axis), q, 0)
     if options["reduction"] != "mean":
         divisor = 1.0
@@ -178,12 +178,13 @@ def test_integer_targets_of_any_width_and_layout(integer, ignore, rng):
         targets[1] = ignore
     for class_axis in (1, 3):
         logits = np.moveaxis(x, 1, class_axis)
-        expected = reference.softmax_cross_entropy(logits, targets, axis=class_axis, ignore_index=ignore, reduction="none")
+        keywords = {"axis": class_axis, "ignore_index": ignore, "reduction": "none"}
+        expected = reference.softmax_cross_entropy(logits, targets, **keywords)
         for view in (logits, np.asfortranarray(logits), logits.copy()):
             for labels in (targets.astype(integer), np.asfortranarray(targets.astype(integer)),
                            np.repeat(targets.astype(integer), 2, axis=1)[:, ::2],
                            targets[:, ::-1].astype(integer)[:, ::-1]):
-                loss, dx = fn.softmax_cross_entropy(view, labels, axis=class_axis, ignore_index=ignore, reduction="none")
+                loss, dx = fn.softmax_cross_entropy(view, labels, **keywords)
                 np.testing.assert_allclose(loss, expected[0], rtol=1e-6, atol=1e-6)
                 np.testing.assert_allclose(dx, expected[1], rtol=1e-5, atol=1e-6)
 
@@ -372,7 +373,7 @@ def test_many_rows_sum_in_float64(rng):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_permuted_layouts_run_in_place_without_a_copy(kind, rng):
-    x, targets, keywords = make_case(rng, (4, 6, 5, 3), 3, np.float32, kind, None, -100, 0.0, "none")
+    x, targets, _ = make_case(rng, (4, 6, 5, 3), 3, np.float32, kind, None, -100, 0.0, "none")
     x, targets = np.moveaxis(x, 3, 1), np.moveaxis(targets, 3, 1) if kind == "probabilities" else targets
     losses, dx = fn.softmax_cross_entropy(x, targets, axis=1, reduction="none")
     assert dx.strides == x.strides

@@ -10,13 +10,14 @@ from fastnorm.reference import loss as reference
 CLASSES = [1, 2, 3, 10, 16, 17, 31, 33, 64, 65, 127, 128, 129, 257, 1000, 5000]
 BOTH = pytest.mark.parametrize("name", ["softmax", "log_softmax"])
 
-# (outer, C, inner) of each path through the kernels: rows, rows too wide to keep their exponentials, transposed lanes (of
-# few, of many classes), gathered runs, lanes read in place, and the same with classes too many to keep.
-PATHS = {"rows": (9, 300, 1), "wide rows": (2, 140_000, 1), "transposed": (530, 10, 1), "transposed, 100": (131, 100, 1),
-         "gathered": (37, 5, 7), "gathered, wide": (40, 1100, 3), "in place": (3, 21, 301), "in place, wide": (2, 1100, 67),
-         "few lanes, wide": (1, 40_000, 2)}
+# (outer, C, inner) of each path through the kernels: rows, rows too wide to keep their exponentials, transposed lanes
+# (of few, of many classes), gathered runs, lanes read in place, and the same with classes too many to keep.
+PATHS = {"rows": (9, 300, 1), "wide rows": (2, 140_000, 1), "transposed": (530, 10, 1),
+         "transposed, 100": (131, 100, 1), "gathered": (37, 5, 7), "gathered, wide": (40, 1100, 3),
+         "in place": (3, 21, 301), "in place, wide": (2, 1100, 67), "few lanes, wide": (1, 40_000, 2)}
 # Outputs large enough to be streamed (8 MB of float32).
-STREAMED = {"rows": (701, 3001, 1), "transposed": (210_001, 10, 1), "gathered": (50_001, 6, 7), "in place": (3, 21, 33_333)}
+STREAMED = {"rows": (701, 3001, 1), "transposed": (210_001, 10, 1), "gathered": (50_001, 6, 7),
+            "in place": (3, 21, 33_333)}
 
 
 def logits(rng, shape, dtype, spread=4.0):
@@ -32,8 +33,8 @@ def assert_softmax_close(actual, x, axis, name):
     """Against the twin in float64.
 
     The kernel: exp 1.2 ulp, the sum's terms the same, its inverse and the product 0.5 each, and the additions, 16 in a
-    row, which round both ways: 4 ulp. In float64 the twin errs too: x - max rounds, which costs |x - max| / 2 ulp of the
-    exponential, and it adds C terms one by one where the classes are not contiguous.
+    row, which round both ways: 4 ulp. In float64 the twin errs too: x - max rounds, which costs |x - max| / 2 ulp of
+    the exponential; and the kernel adds C terms one by one where the classes are not contiguous.
     """
     expected = getattr(reference, name)(x.astype(np.float64), axis=axis)
     size = np.ones(x.shape)
@@ -211,7 +212,8 @@ ERRORS = [
     ({"x": [1.0, 2.0]}, TypeError, "x: expected a numpy.ndarray, got list"),
     ({"x": X.astype(np.float16)}, TypeError, "x: expected dtype float32 or float64, got float16"),
     ({"x": X.astype(int)}, TypeError, "x: expected dtype float32 or float64, got int64"),
-    ({"x": X.astype(X.dtype.newbyteorder())}, TypeError, "x: expected dtype float32 or float64, got float32 in non-native"),
+    ({"x": X.astype(X.dtype.newbyteorder())}, TypeError,
+     "x: expected dtype float32 or float64, got float32 in non-native byte order"),
     ({"x": np.float32(1)}, TypeError, "x: expected a numpy.ndarray, got float32"),
     ({"x": np.array(1.0)}, ValueError, "x: expected at least 1 dimension, got shape ()"),
     ({"x": np.empty((3, 0))}, ValueError, "x: expected at least one class along axis 1, got shape (3, 0)"),

@@ -197,8 +197,8 @@ def check_labels(labels, Py_ssize_t classes, bint has_ignore, int64_t ignore, we
     totals = <double*> (wrongs + tiles)
     with nogil:
         for t in prange(tiles, schedule="dynamic", chunksize=1, num_threads=threads):
-            check_label_tile(y, code, t * LABEL_TILE, min(LABEL_TILE, n - t * LABEL_TILE), classes, has_ignore, ignore, w,
-                             float32, wrongs + t, totals + t)
+            check_label_tile(y, code, t * LABEL_TILE, min(LABEL_TILE, n - t * LABEL_TILE), classes, has_ignore, ignore,
+                             w, float32, wrongs + t, totals + t)
         for t in range(tiles):
             wrong += wrongs[t]
             total += totals[t]

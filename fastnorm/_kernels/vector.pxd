@@ -30,32 +30,34 @@ cdef extern from "vector.h" nogil:
     float softmax_max_f32(const float* x, Py_ssize_t n)
     double softmax_exp_f32(const float* x, float* e, Py_ssize_t n, float m)
     double softmax_sum_f32(const float* e, Py_ssize_t n)
-    void softmax_output_f32(const float* e, const float* t, const float* w, float* out, Py_ssize_t n, const float* factor,
-                            const float* power, float a, float b, int step)
+    void softmax_output_f32(const float* e, const float* t, const float* w, float* out, Py_ssize_t n,
+                            const float* factor, const float* power, float a, float b, int step)
     void softmax_factors_f32(double scale, float* factor, float* power)
-    void log_softmax_output_f32(const float* x, float* out, Py_ssize_t n, const float* m, const float* log_sum, int step)
+    void log_softmax_output_f32(const float* x, float* out, Py_ssize_t n, const float* m, const float* log_sum,
+                                int step)
     void softmax_dot_f32(const float* x, const float* t, const float* w, Py_ssize_t n, float m, double a, double b,
                          double* mass, double* dot)
     void lanes_max_f32(const float* x, float* m, Py_ssize_t n)
     void lanes_frame_f32(const float* m, float* frame, Py_ssize_t width, Py_ssize_t n)
     void lanes_exp_f32(const float* x, float* e, const float* frame, Py_ssize_t width, double* total, Py_ssize_t n)
-    void lanes_dot_f32(const float* x, const float* t, Py_ssize_t n, const float* m, double a, double b, double* mass,
-                       double* dot)
+    void lanes_dot_f32(const float* x, const float* t, Py_ssize_t n, const float* m, double a, double b,
+                       double* mass, double* dot)
 
     double softmax_max_f64(const double* x, Py_ssize_t n)
     double softmax_exp_f64(const double* x, double* e, Py_ssize_t n, double m)
     double softmax_sum_f64(const double* e, Py_ssize_t n)
-    void softmax_output_f64(const double* e, const double* t, const double* w, double* out, Py_ssize_t n, const double* factor,
-                            const double* power, double a, double b, int step)
+    void softmax_output_f64(const double* e, const double* t, const double* w, double* out, Py_ssize_t n,
+                            const double* factor, const double* power, double a, double b, int step)
     void softmax_factors_f64(double scale, double* factor, double* power)
-    void log_softmax_output_f64(const double* x, double* out, Py_ssize_t n, const double* m, const double* log_sum, int step)
+    void log_softmax_output_f64(const double* x, double* out, Py_ssize_t n, const double* m, const double* log_sum,
+                                int step)
     void softmax_dot_f64(const double* x, const double* t, const double* w, Py_ssize_t n, double m, double a, double b,
                          double* mass, double* dot)
     void lanes_max_f64(const double* x, double* m, Py_ssize_t n)
     void lanes_frame_f64(const double* m, double* frame, Py_ssize_t width, Py_ssize_t n)
     void lanes_exp_f64(const double* x, double* e, const double* frame, Py_ssize_t width, double* total, Py_ssize_t n)
-    void lanes_dot_f64(const double* x, const double* t, Py_ssize_t n, const double* m, double a, double b, double* mass,
-                       double* dot)
+    void lanes_dot_f64(const double* x, const double* t, Py_ssize_t n, const double* m, double a, double b,
+                       double* mass, double* dot)
 
 
 cdef inline void* data(object a) noexcept:

@@ -26,8 +26,9 @@ def _give(result: Array, axis: int, like: Array, out: Array | None) -> Array:
 
 
 def _log_softmax(x: Array) -> Array:
-    centered = x - x.max(axis=-1, keepdims=True)
-    return centered - np.log(np.exp(centered).sum(axis=-1, keepdims=True))
+    centered: Array = x - x.max(axis=-1, keepdims=True)
+    log_sum: Array = np.log(np.exp(centered).sum(axis=-1, keepdims=True))
+    return centered - log_sum
 
 
 def softmax(x: Array, *, axis: int = -1, out: Array | None = None) -> Array:
