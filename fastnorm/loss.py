@@ -82,9 +82,7 @@ def _check_targets(targets: object, logits: Array, axis: int) -> Array:
         if logits.ndim > 1:
             raise TypeError(f"targets: expected a numpy.ndarray, got {type(targets).__name__}")
         number = check_integer("targets", targets)
-        if not 0 <= number < 2**63:  # out of range as it is, or to be ignored: any int64 of that kind will do
-            number = max(number, -(2**63)) if number < 0 else 2**63 - 1
-        return np.array(number, _INT64)
+        return np.array(max(-(2**63), min(number, 2**63 - 1)), _INT64)  # clipped, it is no class just the same
     if isinstance(targets, np.ma.MaskedArray):
         raise TypeError(f"targets: expected a plain numpy.ndarray, got {type(targets).__name__}, whose mask would be "
                         "ignored")
@@ -128,7 +126,7 @@ def _raise_for_labels(labels: Array, classes: int, ignore_index: int) -> None:
                      f"got {labels[at]}{where}")
 
 
-# -- positions: the elements of integer targets, in the order of the logits' memory ---------------------------------------
+# -- positions: the elements of integer targets, in the order of the logits' memory ------------------------------------
 
 
 @lru_cache(maxsize=4096)
@@ -160,11 +158,10 @@ def _new_losses(logits: Array, axis: int, reduction: str) -> tuple[Array, Array]
 
 def _comparable_ignore_index(ignore_index: int, dtype: np.dtype[Any]) -> tuple[bool, int]:
     """Whether labels of this dtype can equal ``ignore_index``, and the int64 that they then equal."""
-    if dtype == _UINT64:
-        return 0 <= ignore_index < 2**64, ignore_index - 2**64 if 2**63 <= ignore_index < 2**64 else max(
-            0, min(ignore_index, 2**63 - 1))
-    possible = -(2**63) <= ignore_index < 2**63
-    return possible, ignore_index if possible else 0
+    low, high = (0, 2**64) if dtype == _UINT64 else (-(2**63), 2**63)
+    if not low <= ignore_index < high:
+        return False, 0
+    return True, ignore_index - 2**64 if ignore_index >= 2**63 else ignore_index
 
 
 # -- public ------------------------------------------------------------------------------------------------------------
@@ -272,16 +269,16 @@ def softmax_cross_entropy(logits: Array, targets: Array | int | np.integer[Any],
         loss = -sum_c q_c log p_c        gradient = p sum(q) - q
 
     ``reduction="sum"`` adds the losses of all rows; ``"mean"`` also divides loss and gradient by the sum of the weights
-    w_y of the rows not ignored (labels) or by the number of rows (probabilities); ``"none"`` returns each row's loss and
-    each row's own gradient.
+    w_y of the rows not ignored (labels) or by the number of rows (probabilities); ``"none"`` returns each row's loss
+    and each row's own gradient.
 
     Parameters
     ----------
     logits : ndarray of float32 or float64, at least 1-d
         Unnormalized log-probabilities, in any memory layout.
     targets : ndarray of integers, or of logits' dtype
-        Classes: native integers of any width, logits' shape without ``axis`` (for 1-d logits a 0-d array, a NumPy integer
-        or an int). Or probabilities: logits' shape and dtype; they need not sum to 1.
+        Classes: native integers of any width, logits' shape without ``axis`` (for 1-d logits a 0-d array, a NumPy
+        integer or an int). Or probabilities: logits' shape and dtype; they need not sum to 1.
     axis : int
         The axis of the classes.
     weight : ndarray of shape (C,) and logits' dtype, optional
@@ -299,29 +296,30 @@ def softmax_cross_entropy(logits: Array, targets: Array | int | np.integer[Any],
     Returns
     -------
     loss : NumPy scalar of logits' dtype, or ndarray
-        Added up in float64; an array of logits' shape without ``axis`` for ``reduction="none"``. 0 if the divisor of the
-        mean is 0: no rows, all ignored, weights of 0.
+        Added up in float64; an array of logits' shape without ``axis`` for ``reduction="none"``. 0 if the divisor of
+        the mean is 0: no rows, all ignored, weights of 0.
     dlogits : ndarray
         Gradient of logits' shape, dtype and memory order; ``out`` if given. Also 0 if the divisor is 0.
 
     Raises
     ------
     TypeError
-        If an array has a dtype or kind that is not supported or that differs from logits', or an option is of a wrong type.
+        If an array has a dtype or kind that is not supported or that differs from logits', or an option is of a wrong
+        type.
     ValueError
-        If a shape does not fit, there are no classes, a label is neither a class nor ``ignore_index`` (the message names
-        the first position), an option is out of range, or ``out`` is read-only, overlaps targets or weight, or overlaps
-        logits without being them. Nothing has been written then.
+        If a shape does not fit, there are no classes, a label is neither a class nor ``ignore_index`` (the message
+        names the first position), an option is out of range, or ``out`` is read-only, overlaps targets or weight, or
+        overlaps logits without being them. Nothing has been written then.
 
     Notes
     -----
-    A logit of -inf has probability 0, and a target mass of 0 there adds 0 to the loss, other masses infinity. A row that
-    holds NaN or +inf, or nothing but -inf, has loss and gradient NaN.
+    A logit of -inf has probability 0, and a target mass of 0 there adds 0 to the loss, other masses infinity. A row
+    that holds NaN or +inf, or nothing but -inf, has loss and gradient NaN.
 
     References
     ----------
-    Szegedy, Vanhoucke, Ioffe, Shlens, Wojna: Rethinking the Inception Architecture for Computer Vision (2016), section 7;
-    with weights and ignored rows as PyTorch's ``torch.nn.functional.cross_entropy``.
+    Szegedy, Vanhoucke, Ioffe, Shlens, Wojna: Rethinking the Inception Architecture for Computer Vision (2016),
+    section 7; with weights and ignored rows as PyTorch's ``torch.nn.functional.cross_entropy``.
 
     Examples
     --------

@@ -76,33 +76,35 @@ cdef extern from "vector.h" nogil:
 
     float softmax_max_f32(const float* x, Py_ssize_t n)
     double softmax_exp_f32(const float* x, float* e, Py_ssize_t n, float m)
-    void softmax_output_f32(const float* e, const float* t, const float* w, float* out, Py_ssize_t n, const float* factor,
-                            const float* power, float a, float b, int step)
+    double softmax_sum_f32(const float* e, Py_ssize_t n)
+    void softmax_output_f32(const float* e, const float* t, const float* w, float* out, Py_ssize_t n,
+                            const float* factor, const float* power, float a, float b, int step)
     void softmax_factors_f32(double scale, float* factor, float* power)
-    void log_softmax_output_f32(const float* x, float* out, Py_ssize_t n, const float* m, const float* log_sum, int step)
+    void log_softmax_output_f32(const float* x, float* out, Py_ssize_t n, const float* m, const float* log_sum,
+                                int step)
     void softmax_dot_f32(const float* x, const float* t, const float* w, Py_ssize_t n, float m, double a, double b,
                          double* mass, double* dot)
     void lanes_max_f32(const float* x, float* m, Py_ssize_t n)
     void lanes_frame_f32(const float* m, float* frame, Py_ssize_t width, Py_ssize_t n)
-    void lanes_exp_f32(const float* x, float* e, const float* frame, Py_ssize_t width, float* sum, Py_ssize_t n)
-    void lanes_flush_f32(float* sum, double* total, Py_ssize_t n)
-    void lanes_dot_f32(const float* x, const float* t, Py_ssize_t n, const float* m, double a, double b, double* mass,
-                       double* dot)
+    void lanes_exp_f32(const float* x, float* e, const float* frame, Py_ssize_t width, double* total, Py_ssize_t n)
+    void lanes_dot_f32(const float* x, const float* t, Py_ssize_t n, const float* m, double a, double b,
+                       double* mass, double* dot)
 
     double softmax_max_f64(const double* x, Py_ssize_t n)
     double softmax_exp_f64(const double* x, double* e, Py_ssize_t n, double m)
-    void softmax_output_f64(const double* e, const double* t, const double* w, double* out, Py_ssize_t n, const double* factor,
-                            const double* power, double a, double b, int step)
+    double softmax_sum_f64(const double* e, Py_ssize_t n)
+    void softmax_output_f64(const double* e, const double* t, const double* w, double* out, Py_ssize_t n,
+                            const double* factor, const double* power, double a, double b, int step)
     void softmax_factors_f64(double scale, double* factor, double* power)
-    void log_softmax_output_f64(const double* x, double* out, Py_ssize_t n, const double* m, const double* log_sum, int step)
+    void log_softmax_output_f64(const double* x, double* out, Py_ssize_t n, const double* m, const double* log_sum,
+                                int step)
     void softmax_dot_f64(const double* x, const double* t, const double* w, Py_ssize_t n, double m, double a, double b,
                          double* mass, double* dot)
     void lanes_max_f64(const double* x, double* m, Py_ssize_t n)
     void lanes_frame_f64(const double* m, double* frame, Py_ssize_t width, Py_ssize_t n)
-    void lanes_exp_f64(const double* x, double* e, const double* frame, Py_ssize_t width, double* sum, Py_ssize_t n)
-    void lanes_flush_f64(double* sum, double* total, Py_ssize_t n)
-    void lanes_dot_f64(const double* x, const double* t, Py_ssize_t n, const double* m, double a, double b, double* mass,
-                       double* dot)
+    void lanes_exp_f64(const double* x, double* e, const double* frame, Py_ssize_t width, double* total, Py_ssize_t n)
+    void lanes_dot_f64(const double* x, const double* t, Py_ssize_t n, const double* m, double a, double b,
+                       double* mass, double* dot)
 
 
 cdef inline void* data(object a) noexcept:
@@ -212,6 +214,13 @@ cdef inline double softmax_exp(const real* x, real* e, Py_ssize_t n, real m) noe
         return softmax_exp_f64(x, e, n, m)
 
 
+cdef inline double softmax_sum(const real* e, Py_ssize_t n) noexcept nogil:
+    if real is float:
+        return softmax_sum_f32(e, n)
+    else:
+        return softmax_sum_f64(e, n)
+
+
 cdef inline void softmax_output(const real* e, const real* t, const real* w, real* out, Py_ssize_t n,
                                 const real* factor, const real* power, real a, real b, int step) noexcept nogil:
     if real is float:
@@ -257,19 +266,12 @@ cdef inline void lanes_frame(const real* m, real* frame, Py_ssize_t width, Py_ss
         lanes_frame_f64(m, frame, width, n)
 
 
-cdef inline void lanes_exp(const real* x, real* e, const real* frame, Py_ssize_t width, real* sum,
+cdef inline void lanes_exp(const real* x, real* e, const real* frame, Py_ssize_t width, double* total,
                            Py_ssize_t n) noexcept nogil:
     if real is float:
-        lanes_exp_f32(x, e, frame, width, sum, n)
+        lanes_exp_f32(x, e, frame, width, total, n)
     else:
-        lanes_exp_f64(x, e, frame, width, sum, n)
-
-
-cdef inline void lanes_flush(real* sum, double* total, Py_ssize_t n) noexcept nogil:
-    if real is float:
-        lanes_flush_f32(sum, total, n)
-    else:
-        lanes_flush_f64(sum, total, n)
+        lanes_exp_f64(x, e, frame, width, total, n)
 
 
 cdef inline void lanes_dot(const real* x, const real* t, Py_ssize_t n, const real* m, double a, double b,
