@@ -130,7 +130,8 @@ def main() -> int:
     fn.set_num_threads(args.threads)
     if torch:
         torch.set_num_threads(args.threads)
-    print(f"float32, {args.threads} threads, {fn._runtime.kernels.level}; milliseconds, 20 % quantile, calls interleaved")
+    level = fn._runtime.kernels.level
+    print(f"float32, {args.threads} threads, {level}; milliseconds, 20 % quantile, calls interleaved")
     print(f"{'':38s}{'fresh':>9s}{'out=':>9s}{'twin':>9s}{'torch':>9s}{'x twin':>9s}{'x torch':>9s}")
     slow = False
     for title, build in CASES.items():

@@ -19,10 +19,9 @@ from .errors import UserError, reason, require
 
 UNSIGNED_BYTE = 0x08  # IDX code of the element type
 GZIP_MAGIC = b"\x1f\x8b"
-# A fifth of the digits is held out. Which of every five matters: Adam's mean accuracy over five seeds is 97.9, 97.7,
-# 98.5, 98.2 and 97.6 % with the first to the fifth. The middle one is the easiest: compare backends and settings by it,
-# and do not quote it as how well such a network reads digits.
-TEST_EVERY = 5
+# The usual stratified hold-out, with its usual seed, fixed before any accuracy on it was seen. 359 test images make the
+# standard error of an accuracy 0.7 %.
+TEST_SHARE, SPLIT_SEED = 0.2, 0
 
 
 @dataclass(frozen=True)
@@ -81,11 +80,12 @@ def hold_out(data: Data, k: int) -> Data:
 
 
 def load_digits() -> Data:
-    """scikit-learn's 1,797 scans of 8 x 8 handwritten digits; every fifth of a class is held out for the test."""
+    """scikit-learn's 1,797 scans of 8 x 8 handwritten digits; a fifth of each class is held out for the test."""
     bunch = require("sklearn.datasets", "scikit-learn").load_digits()
     everything = Split((bunch.data / 16.0).astype(np.float32), bunch.target.astype(np.int64))  # 17 gray levels
-    test = middle_of_every(everything.labels, TEST_EVERY)
-    return Data("digits", everything.take(~test), everything.take(test), (8, 8), 10)
+    train, test = require("sklearn.model_selection", "scikit-learn").train_test_split(
+        np.arange(len(everything)), test_size=TEST_SHARE, stratify=everything.labels, random_state=SPLIT_SEED)
+    return Data("digits", everything.take(np.sort(train)), everything.take(np.sort(test)), (8, 8), 10)
 
 
 # -- IDX files ---------------------------------------------------------------------------------------------------------
