@@ -324,7 +324,8 @@ FASTNORM_INLINE void FN(softmax_frame)(real m, real *shift, real *top, real *bot
     *residue = FN(muladd)(n, -SOFTMAX_LN2_HI, t);
 }
 
-/* SOFTMAX_UNIT * e**(x - m), x <= m. At most 1.3 ulp (measured; 1.1 with fused multiply-add); NaN gives NaN, -inf gives 0. */
+/* SOFTMAX_UNIT * e**(x - m), x <= m; NaN gives NaN, -inf gives 0. At most 1.3 ulp (measured; 1.1 with fused
+   multiply-add). */
 FASTNORM_INLINE real FN(exp_in_frame)(real x, real shift, real top, real bottom, real magic, real residue) {
     real y = x - shift;
     y = y < bottom ? bottom : y; /* written so that NaN passes */
