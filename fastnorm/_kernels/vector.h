@@ -337,7 +337,7 @@ FASTNORM_INLINE real FN(exp_polynomial)(real r) {
 }
 
 /* e**x over the whole range, gradual underflow included; NaN gives NaN. Reduction by Cody and Waite, x = n ln 2 + r.
-   At most 1.2 ulp (measured over all floats; 0.9 with fused multiply-add). */
+   At most 1.2 ulp (measured over 10**8 floats; 0.9 with fused multiply-add). */
 FASTNORM_INLINE real FN(exp)(real x) {
 #ifdef FASTNORM_DOUBLE
     const real top = 710.0, bottom = -746.0, log2e = 1.4426950408889634, magic = 6755399441055744.0;
@@ -406,7 +406,8 @@ FASTNORM_INLINE void FN(softmax_frame)(real m, real *shift, real *top, real *bot
     *residue = FN(muladd)(n, -SOFTMAX_LN2_HI, t);
 }
 
-/* SOFTMAX_UNIT * e**(x - m), x <= m. At most 1 ulp; NaN gives NaN, -inf gives 0. */
+/* SOFTMAX_UNIT * e**(x - m), x <= m; NaN gives NaN, -inf gives 0. At most 1.3 ulp (measured; 1.1 with fused
+   multiply-add). */
 FASTNORM_INLINE real FN(exp_in_frame)(real x, real shift, real top, real bottom, real magic, real residue) {
     real y = x - shift;
     y = y < bottom ? bottom : y; /* written so that NaN passes */
