@@ -1,0 +1,152 @@
+/* Inner loops of activation.pyx, for float and double: a part of vector.h's template. */
+
+/* Splits ln 2 times a unit for exp_reduce. */
+static void FN(exp_period)(double unit, real *hi, real *lo) {
+    double upper = unit * 0.6931471805599453;
+    uint64_t bits;
+    memcpy(&bits, &upper, sizeof bits);
+    bits &= ~(uint64_t)0 << (sizeof(real) == 4 ? 41 : 11); /* what n, of 8 or 11 bits, leaves free of 24 or 53 */
+    memcpy(&upper, &bits, sizeof upper);
+    *hi = (real)upper;
+    *lo = (real)(fma(unit, 6.93145751953125e-1, -upper) + unit * 1.42860682030941723212e-6);
+}
+
+/* e**x - 1 over the whole range without cancellation: x = n ln 2 + r as in exp, then 2**n (e**r - 1) + (2**n - 1), with
+   2**n = a*b so that neither factor overflows before the result does. NaN and the sign of zero pass. At most 2 ulp.
+   Polynomial of Cephes' expf (float), Taylor to degree 13 (double). */
+FASTNORM_INLINE real FN(expm1)(real x) {
+    const real bottom = sizeof(real) == 4 ? -20 : -40; /* the result is -1 there */
+    real y = x > EXP_TOP ? EXP_TOP : x;                /* written so that NaN passes */
+    y = y < bottom ? bottom : y;
+    uint_of_real n_plus_bias2;
+    const real r = FN(exp_reduce)(y, y, EXP_LN2_HI, EXP_LN2_LO, &n_plus_bias2);
+#ifdef FASTNORM_DOUBLE
+    real p = 1.0 / 6227020800.0;
+    p = FN(muladd)(p, r, 1.0 / 479001600.0);
+    p = FN(muladd)(p, r, 1.0 / 39916800.0);
+    p = FN(muladd)(p, r, 1.0 / 3628800.0);
+    p = FN(muladd)(p, r, 1.0 / 362880.0);
+    p = FN(muladd)(p, r, 1.0 / 40320.0);
+    p = FN(muladd)(p, r, 1.0 / 5040.0);
+    p = FN(muladd)(p, r, 1.0 / 720.0);
+    p = FN(muladd)(p, r, 1.0 / 120.0);
+    p = FN(muladd)(p, r, 1.0 / 24.0);
+    p = FN(muladd)(p, r, 1.0 / 6.0);
+    p = FN(muladd)(p, r, 0.5);
+#else
+    real p = 1.9875691500e-4f;
+    p = FN(muladd)(p, r, 1.3981999507e-3f);
+    p = FN(muladd)(p, r, 8.3334519073e-3f);
+    p = FN(muladd)(p, r, 4.1665795894e-2f);
+    p = FN(muladd)(p, r, 1.6666665459e-1f);
+    p = FN(muladd)(p, r, 5.0000001201e-1f);
+#endif
+    p = FN(muladd)(p * r, r, r);
+    const uint_of_real half = n_plus_bias2 >> 1, rest = n_plus_bias2 - half;
+    const uint_of_real a_bits = half << EXP_SHIFT, b_bits = rest << EXP_SHIFT;
+    const uint_of_real b_inverse_bits = (2 * EXP_BIAS - rest) << EXP_SHIFT;
+    real a, b, b_inverse;
+    memcpy(&a, &a_bits, sizeof a);
+    memcpy(&b, &b_bits, sizeof b);
+    memcpy(&b_inverse, &b_inverse_bits, sizeof b_inverse);
+    const real result = FN(muladd)(p, a, a - b_inverse) * b;
+    return x == 0 ? x : result;
+}
+
+/* e**(x/alpha) for x <= 0, given 1/alpha and exp_period of alpha: without the rounding of x/alpha, which at -80 alone
+   would cost 40 ulp. At most 2 ulp. */
+FASTNORM_INLINE real FN(exp_quotient)(real x, real inverse, real period_hi, real period_lo) {
+    const real t = x * inverse;
+    uint_of_real n_plus_bias2;
+    const real r = FN(exp_reduce)(x, t, period_hi, period_lo, &n_plus_bias2) * inverse;
+    const real result = FN(scale_by_power_of_two)(FN(exp_polynomial)(r), n_plus_bias2);
+    return t < EXP_BOTTOM ? 0 : result; /* written so that NaN passes */
+}
+
+FASTNORM_INLINE real FN(absolute)(real x) { return x < 0 ? -x : x; }
+
+/* 1 / (1 + e**-x), from e**-|x| so that nothing overflows and the left tail keeps its relative accuracy. */
+FASTNORM_INLINE real FN(sigmoid)(real x) {
+    const real e = FN(exp)(-FN(absolute)(x));
+    return (x >= 0 ? 1 : e) / (1 + e);
+}
+
+/* From u = e**(-2|x|) - 1: |tanh x| = -u / (2 + u). */
+FASTNORM_INLINE real FN(tanh)(real x) {
+    const real u = FN(expm1)(-2 * FN(absolute)(x));
+    const real t = u / (2 + u); /* -|tanh x| */
+    return x < 0 ? t : -t;
+}
+
+FASTNORM_INLINE real FN(elu)(real x, real alpha) {
+    const real negative = alpha * FN(expm1)(x > 0 ? 0 : x);
+    return x > 0 ? x : negative;
+}
+FASTNORM_INLINE real FN(elu_gradient)(real dy, real x, real alpha) {
+    const real slope = alpha * FN(exp)(x > 0 ? 0 : x);
+    return x > 0 ? dy : dy * slope;
+}
+FASTNORM_INLINE real FN(celu)(real x, real alpha) {
+    const real negative = alpha * FN(expm1)((x > 0 ? 0 : x) / alpha);
+    return x > 0 ? x : negative;
+}
+FASTNORM_INLINE real FN(celu_gradient)(real dy, real x, real inverse, real period_hi, real period_lo) {
+    const real slope = FN(exp_quotient)(x > 0 ? 0 : x, inverse, period_hi, period_lo);
+    return x > 0 ? dy : dy * slope;
+}
+/* From y, in an order of the factors in which no product overflows and no difference cancels. */
+FASTNORM_INLINE real FN(sigmoid_gradient)(real dy, real y) { return dy * (1 - y) * y; }
+FASTNORM_INLINE real FN(tanh_gradient)(real dy, real y) { return dy * ((1 - y) * (1 + y)); }
+
+#define ELEMENTWISE(EXPRESSION) \
+    { \
+        SIMD \
+        for (ptrdiff_t i = 0; i < n; i++) y[i] = EXPRESSION; \
+        return; \
+    }
+
+/* IN x[n], OUT y[n], which may be x. The factor is the slope or alpha. */
+static void FN(activation)(int kind, const real *x, real *y, ptrdiff_t n, double factor) {
+    const real a = (real)factor;
+    switch (kind) {
+    case ACTIVATION_RELU: ELEMENTWISE(FN(activate)(x[i], ACTIVATION_RELU, 0))
+    case ACTIVATION_LEAKY_RELU: ELEMENTWISE(FN(activate)(x[i], ACTIVATION_LEAKY_RELU, a))
+    case ACTIVATION_ELU: ELEMENTWISE(FN(elu)(x[i], a))
+    case ACTIVATION_CELU: ELEMENTWISE(FN(celu)(x[i], a))
+    case ACTIVATION_SIGMOID: ELEMENTWISE(FN(sigmoid)(x[i]))
+    case ACTIVATION_TANH: ELEMENTWISE(FN(tanh)(x[i]))
+    }
+}
+
+/* IN dy[n], x[n] (for sigmoid and tanh: their output), OUT y[n], which may be dy. */
+static void FN(activation_backward)(int kind, const real *dy, const real *x, real *y, ptrdiff_t n, double factor) {
+    const real a = (real)factor;
+    switch (kind) {
+    case ACTIVATION_RELU: ELEMENTWISE(FN(activate_gradient)(dy[i], x[i], ACTIVATION_RELU, 0))
+    case ACTIVATION_LEAKY_RELU: ELEMENTWISE(FN(activate_gradient)(dy[i], x[i], ACTIVATION_LEAKY_RELU, a))
+    case ACTIVATION_ELU: ELEMENTWISE(FN(elu_gradient)(dy[i], x[i], a))
+    case ACTIVATION_CELU: {
+        const real inverse = (real)(1 / factor);
+        real hi, lo;
+        FN(exp_period)(factor, &hi, &lo);
+        ELEMENTWISE(FN(celu_gradient)(dy[i], x[i], inverse, hi, lo))
+    }
+    case ACTIVATION_SIGMOID: ELEMENTWISE(FN(sigmoid_gradient)(dy[i], x[i]))
+    case ACTIVATION_TANH: ELEMENTWISE(FN(tanh_gradient)(dy[i], x[i]))
+    }
+}
+
+#undef ELEMENTWISE
+
+/* Inverted dropout of n values whose random words are numbered first, first + step, ...: IN x[n], OUT y[n], which may
+   be x. A dropped value is multiplied by 0, so that NaN and infinity show. */
+static void FN(dropout)(const real *x, real *y, ptrdiff_t n, uint64_t seed, uint64_t offset, uint64_t first,
+                        uint64_t step, uint32_t threshold, real scale) {
+    uint32_t words[PHILOX_WORDS];
+    for (ptrdiff_t done = 0; done < n;) {
+        const ptrdiff_t count = philox_words(words, n - done, seed, offset, first + (uint64_t)done * step, step);
+        SIMD
+        for (ptrdiff_t j = 0; j < count; j++) y[done + j] = x[done + j] * (words[j] >= threshold ? scale : 0);
+        done += count;
+    }
+}
