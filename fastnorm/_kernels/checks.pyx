@@ -156,7 +156,7 @@ cdef int axis_from_front(object axis, int ndim) noexcept:
 def batch_norm_arrays(x, axis, gamma, beta, running_mean, running_var, residual, out, bint training):
     """The axis and the arrays of one batch norm call; optional ones may be None.
 
-    With ``training`` the running vectors are written; ``out`` overlaps nothing. Returns the axis counted from the front,
+    With ``training`` the running vectors are written; ``out`` overlaps nothing. Returns the axis from the front,
     or -1 for "look closer".
     """
     cdef int at
