@@ -109,6 +109,56 @@ static void FN(bn_merge_chunk)(double count, double n, const real *restrict pivo
     }
 }
 
+/* Whether every channel's sums of d and d*d kept their digits: a float overflows beyond 1e19 squared, and loses squares
+   that are subnormal. Both are 0 where all data equal the pivot; NaN is not in range. */
+static int FN(bn_in_range)(const double *restrict sum, const double *restrict square, ptrdiff_t channels) {
+    int all = 1;
+    if (sizeof(real) == 4)
+        for (ptrdiff_t k = 0; k < channels; k++)
+            all &= ((square[k] >= 1e-30) & (square[k] <= 3.4028234663852886e38)) | ((square[k] == 0) & (sum[k] == 0));
+    return all;
+}
+
+/* Sum of n squared deviations from the mean, in double. */
+static double FN(bn_square_sum)(const real *restrict x, ptrdiff_t n, double mean) {
+    double lane[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+    ptrdiff_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        SIMD
+        for (int j = 0; j < 8; j++) lane[j] += (x[i + j] - mean) * (x[i + j] - mean);
+    }
+    for (int j = 0; i + j < n; j++) lane[j] += (x[i + j] - mean) * (x[i + j] - mean);
+    return ((lane[0] + lane[4]) + (lane[2] + lane[6])) + ((lane[1] + lane[5]) + (lane[3] + lane[7]));
+}
+
+/* Mean and M2 of each channel of `rows` rows in two passes in double: where `bn_in_range` says no. */
+static void FN(bn_wide_moments)(const real *restrict x, ptrdiff_t rows, ptrdiff_t stride, ptrdiff_t channels,
+                                ptrdiff_t inner, double *restrict mean, double *restrict m2) {
+    const double each = 1.0 / ((double)rows * (double)inner);
+    memset(mean, 0, (size_t)channels * sizeof *mean);
+    memset(m2, 0, (size_t)channels * sizeof *m2);
+    for (ptrdiff_t r = 0; r < rows; r++) {
+        if (inner == 1) {
+            SIMD
+            for (ptrdiff_t k = 0; k < channels; k++) mean[k] += x[r * stride + k];
+        } else {
+            for (ptrdiff_t k = 0; k < channels; k++) mean[k] += FN(lanes_sum)(x + r * stride + k * inner, inner);
+        }
+    }
+    for (ptrdiff_t k = 0; k < channels; k++) mean[k] *= each;
+    for (ptrdiff_t r = 0; r < rows; r++) {
+        if (inner == 1) {
+            SIMD
+            for (ptrdiff_t k = 0; k < channels; k++)
+                m2[k] += (x[r * stride + k] - mean[k]) * (x[r * stride + k] - mean[k]);
+        } else {
+            for (ptrdiff_t k = 0; k < channels; k++)
+                m2[k] += FN(bn_square_sum)(x + r * stride + k * inner, inner, mean[k]);
+        }
+    }
+    for (ptrdiff_t k = 0; k < channels; k++) m2[k] = mean[k] - mean[k] == 0 ? m2[k] : NAN;
+}
+
 /* running = (1 - momentum) * running + momentum * batch, batch times factor. */
 static void FN(bn_update_running)(real *restrict running, const double *restrict batch, double factor, double momentum,
                                   ptrdiff_t channels) {

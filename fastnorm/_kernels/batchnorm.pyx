@@ -20,20 +20,21 @@ The twin is `fastnorm/reference/norm.py`.
 # - Statistics of a chunk are sums of d = x - pivot and d*d over at most 64 values a partial sum, merged in double by
 #   Chan, Golub & LeVeque (1979). The pivot is one of the first few samples; where it turns out more than two standard
 #   deviations off, the chunk, still in cache, is summed again around its own mean: one pass over memory, two-pass
-#   accuracy.
+#   accuracy. Where a float cannot hold the sums (data beyond 1e19, or whose squares vanish), the chunk is summed in
+#   double.
 # - The mean travels as two numbers (mean_hi + mean_lo): in float32 one number is not enough when data lie far from
 #   zero.
 # - Streaming stores go through a small buffer in L1 (`stream_copy`), so that the loops need no second version.
 
 from cython.parallel cimport parallel, prange, threadid
-from libc.math cimport isfinite
+from libc.math cimport NAN, isfinite, isnan
 from libc.string cimport memcpy, memset
 
 from .vector cimport (
-    BN_BETA, BN_ROWS, LANES, bn_any_far, bn_apply, bn_channel_sums, bn_finish_reduction, bn_gradient, bn_merge,
-    bn_merge_chunk, bn_parameters, bn_reduce_columns, bn_reduce_run, bn_stats_columns, bn_stats_run, bn_typical,
-    bn_update_running, data, fastnorm_build_flags, is_float32, lanes_sum, real, scratch_alloc, scratch_free,
-    stream_copy, stream_fence,
+    BN_BETA, BN_MEAN_HI, BN_MEAN_LO, BN_ROWS, LANES, bn_any_far, bn_apply, bn_channel_sums, bn_finish_reduction,
+    bn_gradient, bn_in_range, bn_merge, bn_merge_chunk, bn_parameters, bn_reduce_columns, bn_reduce_run, bn_square_sum,
+    bn_stats_columns, bn_stats_run, bn_typical, bn_update_running, bn_wide_moments, data, fastnorm_build_flags,
+    is_float32, lanes_sum, real, scratch_alloc, scratch_free, stream_copy, stream_fence,
 )
 
 cdef enum:
@@ -150,6 +151,15 @@ cdef inline bint pivot_is_far(double n, double sum, double square) noexcept nogi
     return bn_any_far(n, &sum, &square, 1)
 
 
+cdef inline void merge_moments(double count, double n, double mean_n, double m2_n, double* mean,
+                               double* m2) noexcept nogil:
+    """`bn_merge`, or the first values of all."""
+    if count == 0:
+        mean[0], m2[0] = mean_n, m2_n
+    else:
+        bn_merge(count, n, mean_n, m2_n, mean, m2)
+
+
 cdef inline void spread(real* row, Py_ssize_t k, Py_ssize_t inner, double value) noexcept nogil:
     """Give each of channel k's columns the same value."""
     cdef Py_ssize_t j
@@ -196,7 +206,12 @@ cdef void stats_of_columns(const real* x, Py_ssize_t rows, Py_ssize_t stride, Py
                 better = pivot[k * inner] + sums[k] / n
                 if isfinite(better):
                     spread(pivot, k, inner, better)
-        bn_merge_chunk(<double> (start * inner), n, pivot, inner, sums, squares, channels, mean, m2)
+        if bn_in_range(sums, squares, channels, sum):
+            bn_merge_chunk(<double> (start * inner), n, pivot, inner, sums, squares, channels, mean, m2)
+        else:
+            bn_wide_moments(x + start * stride, n_rows, stride, channels, inner, sums, squares)
+            for k in range(channels):
+                merge_moments(<double> (start * inner), n, sums[k], squares[k], &mean[k], &m2[k])
 
 
 cdef inline void sum_run(const real* x, Py_ssize_t start, Py_ssize_t stop, Py_ssize_t inner, Py_ssize_t stride,
@@ -211,6 +226,27 @@ cdef inline void sum_run(const real* x, Py_ssize_t start, Py_ssize_t stop, Py_ss
         n = min(inner - at, stop - start)
         bn_stats_run(x + o * stride + at, n, pivot, sum, square)
         start += n
+
+
+cdef void wide_moments_of_run(const real* x, Py_ssize_t start, Py_ssize_t stop, Py_ssize_t inner, Py_ssize_t stride,
+                              double* mean, double* m2) noexcept nogil:
+    """Mean and M2 of a channel's samples start to stop, in two passes in double."""
+    cdef Py_ssize_t s, at, n, attempt
+    mean[0] = m2[0] = 0
+    for attempt in range(2):
+        s = start
+        while s < stop:
+            at = s % inner
+            n = min(inner - at, stop - s)
+            if attempt == 0:
+                mean[0] += lanes_sum(x + s // inner * stride + at, n)
+            else:
+                m2[0] += bn_square_sum(x + s // inner * stride + at, n, mean[0])
+            s += n
+        if attempt == 0:
+            mean[0] /= <double> (stop - start)
+    if not isfinite(mean[0]):
+        m2[0] = NAN
 
 
 cdef void stats_of_run(const real* x, Py_ssize_t start, Py_ssize_t stop, Py_ssize_t inner, Py_ssize_t stride,
@@ -232,7 +268,11 @@ cdef void stats_of_run(const real* x, Py_ssize_t start, Py_ssize_t stop, Py_ssiz
             pivot = <real> (pivot + a / n)
             sum_run(x, s, e, inner, stride, pivot, sum, square)
             a, b = lanes_sum(sum, LANES), lanes_sum(square, LANES)
-        bn_merge_chunk(<double> (s - start), n, &pivot, 1, &a, &b, 1, mean, m2)
+        if bn_in_range(&a, &b, 1, sum):
+            bn_merge_chunk(<double> (s - start), n, &pivot, 1, &a, &b, 1, mean, m2)
+        else:
+            wide_moments_of_run(x, s, e, inner, stride, &a, &b)
+            merge_moments(<double> (s - start), n, a, b, mean, m2)
 
 
 cdef void stats_item(const Job* job, Py_ssize_t t, Py_ssize_t b, real* scratch) noexcept nogil:
@@ -418,10 +458,34 @@ cdef void run_apply(const Job* job, int threads, real* kind) noexcept nogil:
 # -- backward ----------------------------------------------------------------------------------------------------------
 
 
+cdef void add_reduction(const Job* job, Py_ssize_t c, Py_ssize_t start, Py_ssize_t stop, double a, double b, real* kind,
+                        double* sum, double* product) noexcept nogil:
+    """Add channel c's sums of dz (a) and dz * (x - mean) (b) over samples start to stop; where a float overflowed, sum
+    again in double.
+    """
+    cdef Py_ssize_t i, s, ld = job.channels
+    cdef const real *x = <const real*> job.x
+    cdef const real *table = <const real*> job.table + c
+    cdef real dz, unused
+    if real is float and not (isfinite(a) and isfinite(b)):
+        a = b = 0
+        for s in range(start, stop):
+            i = s // job.inner * ld * job.inner + c * job.inner + s % job.inner
+            dz = unused = 0
+            bn_reduce_columns(<const real*> job.dy + i, x + i, at_offset(<const real*> job.residual, i), 1, 0, 1, table,
+                              ld, <real> job.slope, job.activation, &dz, &unused)
+            a += dz
+            b += dz * ((<double> x[i] - table[BN_MEAN_HI * ld]) - table[BN_MEAN_LO * ld])
+            if isnan(a) and isnan(b):
+                break
+    sum[c] += a
+    product[c] += b
+
+
 cdef void reduce_item(const Job* job, Py_ssize_t t, Py_ssize_t b, real* scratch) noexcept nogil:
     """First half of the backward: sums of dz and of dz * (x - mean) of tile t over block b."""
     cdef Py_ssize_t c0 = t * job.tile, c1 = min(job.channels, c0 + job.tile), c, k, o, at, i, n, ld, width
-    cdef Py_ssize_t chunk, start, stop
+    cdef Py_ssize_t chunk, start, stop, begin
     cdef Py_ssize_t u0 = first_unit(job, b), u1 = first_unit(job, b + 1), stride = job.channels * job.inner
     cdef double *sum = job.partial + 2 * b * job.channels
     cdef double *product = sum + job.channels
@@ -447,15 +511,15 @@ cdef void reduce_item(const Job* job, Py_ssize_t t, Py_ssize_t b, real* scratch)
             bn_channel_sums(lanes, c1 - c0, job.inner, sums)
             bn_channel_sums(lanes + width, c1 - c0, job.inner, products)
             for k in range(c1 - c0):
-                sum[c0 + k] += sums[k]
-                product[c0 + k] += products[k]
+                add_reduction(job, c0 + k, start * job.inner, min(start + CHUNK_ROWS, u1) * job.inner, sums[k],
+                              products[k], lanes, sum, product)
         return
     table, ld = <const real*> job.table, job.channels
     for c in range(c0, c1):
         start = u0
         while start < u1:
             memset(lanes, 0, 2 * LANES * sizeof(real))
-            stop = min(start + CHUNK, u1)
+            begin, stop = start, min(start + CHUNK, u1)
             while start < stop:
                 o = start // job.inner
                 at = start - o * job.inner
@@ -464,8 +528,8 @@ cdef void reduce_item(const Job* job, Py_ssize_t t, Py_ssize_t b, real* scratch)
                 bn_reduce_run(dy + i, x + i, at_offset(residual, i), n, table + c, ld, slope,
                               job.activation, lanes, lanes + LANES)
                 start += n
-            sum[c] += lanes_sum(lanes, LANES)
-            product[c] += lanes_sum(lanes + LANES, LANES)
+            add_reduction(job, c, begin, stop, lanes_sum(lanes, LANES), lanes_sum(lanes + LANES, LANES), lanes, sum,
+                          product)
 
 
 cdef void finish_reduction(const Job* job, Py_ssize_t t, real* kind) noexcept nogil:

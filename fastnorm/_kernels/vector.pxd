@@ -46,6 +46,14 @@ cdef extern from "vector.h" nogil:
                             const double* square, Py_ssize_t channels, double* mean, double* m2)
     void bn_merge_chunk_f64(double count, double n, const double* pivot, Py_ssize_t inner, const double* sum,
                             const double* square, Py_ssize_t channels, double* mean, double* m2)
+    void bn_wide_moments_f32(const float* x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t channels,
+                             Py_ssize_t inner, double* mean, double* m2)
+    void bn_wide_moments_f64(const double* x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t channels,
+                             Py_ssize_t inner, double* mean, double* m2)
+    double bn_square_sum_f32(const float* x, Py_ssize_t n, double mean)
+    double bn_square_sum_f64(const double* x, Py_ssize_t n, double mean)
+    bint bn_in_range_f32(const double* sum, const double* square, Py_ssize_t channels)
+    bint bn_in_range_f64(const double* sum, const double* square, Py_ssize_t channels)
     void bn_update_running_f32(float* running, const double* batch, double factor, double momentum,
                                Py_ssize_t channels)
     void bn_update_running_f64(double* running, const double* batch, double factor, double momentum,
@@ -180,6 +188,28 @@ cdef inline void bn_merge_chunk(double count, double n, const real* pivot, Py_ss
         bn_merge_chunk_f32(count, n, pivot, inner, sum, square, channels, mean, m2)
     else:
         bn_merge_chunk_f64(count, n, pivot, inner, sum, square, channels, mean, m2)
+
+
+cdef inline void bn_wide_moments(const real* x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t channels,
+                                 Py_ssize_t inner, double* mean, double* m2) noexcept nogil:
+    if real is float:
+        bn_wide_moments_f32(x, rows, stride, channels, inner, mean, m2)
+    else:
+        bn_wide_moments_f64(x, rows, stride, channels, inner, mean, m2)
+
+
+cdef inline double bn_square_sum(const real* x, Py_ssize_t n, double mean) noexcept nogil:
+    if real is float:
+        return bn_square_sum_f32(x, n, mean)
+    else:
+        return bn_square_sum_f64(x, n, mean)
+
+
+cdef inline bint bn_in_range(const double* sum, const double* square, Py_ssize_t channels, real* kind) noexcept nogil:
+    if real is float:
+        return bn_in_range_f32(sum, square, channels)
+    else:
+        return bn_in_range_f64(sum, square, channels)
 
 
 cdef inline void bn_update_running(real* running, const double* batch, double factor, double momentum,
