@@ -399,6 +399,36 @@ def test_nonfinite_values_propagate_as_in_the_twin(level, value, shape, axis, na
             np.testing.assert_array_equal(*infinite, err_msg=f"result {i}")
 
 
+@pytest.mark.parametrize("size", [1e-30, 1e-20, 1e20, 1e30, 1e37])
+@pytest.mark.parametrize(("shape", "axis"), [((70, 5), 1), ((3, 4, 300), 1), ((9, 4, 3, 3), 1), ((4, 3, 5000), 1),
+                                             ((40000, 10), 1)])
+def test_values_whose_squares_a_float_cannot_hold(level, size, shape, axis, rng):
+    """The twin's statistics are in double: float sums that overflow or vanish must not be seen in the results."""
+    args, dy = make(rng, shape, axis, np.float32)
+    args["x"] = (args["x"].astype(np.float64) * size).astype(np.float32)
+    args["running_mean"] *= 0
+    dy *= 100  # products with x overflow too
+    results = []
+    for module in (fn, reference):
+        copies = {k: None if v is None else v.copy() for k, v in args.items()}
+        y, cache = module.batch_norm_forward(**copies, axis=axis, eps=0.0)
+        results.append((y, copies["running_mean"], copies["running_var"], *module.batch_norm_backward(dy, cache)))
+    (y, mean, var, dx, dgamma, dbeta), expected = results
+    others = tuple(i for i in range(y.ndim) if i != axis)
+    x, n = args["x"].astype(np.float64), y.size // shape[axis]
+    xhat = np.abs((x - x.mean(others, keepdims=True)) / x.std(others, keepdims=True))
+    scale = np.abs(along(axis, args["gamma"], y.ndim))
+    # Tolerances as in `compare`; the scale of 1e37's deviations is near the subnormals: 3 bits less.
+    assert_close(y, expected[0], ulps=16, scale=scale * (xhat + 0.3) + np.abs(along(axis, args["beta"], y.ndim)))
+    assert_close(mean, expected[1], ulps=16, scale=size)
+    assert_close(var, expected[2], ulps=16)
+    sums, products = np.abs(dy).sum(others), (np.abs(dy) * xhat).sum(others)
+    terms = np.abs(dy) + along(axis, sums, y.ndim) / n + xhat * along(axis, products, y.ndim) / n
+    assert_close(dx, expected[3], ulps=16, scale=scale * terms / x.std(others, keepdims=True))
+    assert_close(dgamma, expected[4], ulps=16, scale=products + 0.3 * sums)
+    assert_close(dbeta, expected[5], ulps=16, scale=sums)
+
+
 def test_more_threads_than_channels_and_cores(rng):
     before = fn.get_num_threads()
     fn.set_num_threads(64)

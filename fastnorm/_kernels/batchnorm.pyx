@@ -20,13 +20,14 @@ The twin is `fastnorm/reference/norm.py`.
 # - Statistics of a chunk are sums of d = x - pivot and d*d over at most 64 values a partial sum, merged in double by
 #   Chan, Golub & LeVeque (1979). The pivot is one of the first few samples; where it turns out more than two standard
 #   deviations off, the chunk, still in cache, is summed again around its own mean: one pass over memory, two-pass
-#   accuracy.
+#   accuracy. Where a float cannot hold the sums (data beyond 1e19, or whose squares vanish), the chunk is summed in
+#   double.
 # - The mean travels as two numbers (mean_hi + mean_lo): in float32 one number is not enough when data lie far from
 #   zero.
 # - Streaming stores go through a small buffer in L1 (`stream_copy`), so that the loops need no second version.
 
 from cython.parallel cimport parallel, prange, threadid
-from libc.math cimport fabs, isfinite, sqrt
+from libc.math cimport NAN, fabs, isfinite, isnan, sqrt
 from libc.string cimport memcpy, memset
 
 from .vector cimport (
@@ -50,6 +51,10 @@ cdef enum:
     STREAM = 4 * 1024 * 1024   # bytes of output from which the next reader will not find it in cache
     SMALL = 32768              # elements up to which one thread is faster than waking a second
     SHARE = 16384              # elements that a thread should have at least
+
+# A float holds a sum of squares in this range without loss: below, squares are subnormal or 0.
+cdef double FLOAT_SQUARES_MIN = 1e-30
+cdef double FLOAT_MAX = 3.4028234663852886e38
 
 
 cdef struct Job:
@@ -166,6 +171,33 @@ cdef inline double deviations(double n, double sum, double square) noexcept nogi
     return 0 if m2 < 0 else m2
 
 
+cdef inline bint in_range(double sum, double square, real* kind) noexcept nogil:
+    """Whether sums of d and d*d kept their digits. Both are 0 where all data equal the pivot; NaN is not in range."""
+    if real is float:
+        return FLOAT_SQUARES_MIN <= square <= FLOAT_MAX or (sum == 0 and square == 0)
+    else:
+        return True
+
+
+cdef void moments_in_double(const real* x, Py_ssize_t start, Py_ssize_t stop, Py_ssize_t inner, Py_ssize_t stride,
+                            double* mean, double* m2) noexcept nogil:
+    """Mean and M2 of a channel's samples start to stop, in two passes; x is the channel's first sample."""
+    cdef Py_ssize_t i
+    cdef double d, sum = 0, square = 0
+    for i in range(start, stop):
+        sum += x[i // inner * stride + i % inner]
+        if isnan(sum):
+            break
+    mean[0] = sum / (stop - start)
+    if not isfinite(mean[0]):
+        m2[0] = NAN
+        return
+    for i in range(start, stop):
+        d = x[i // inner * stride + i % inner] - mean[0]
+        square += d * d
+    m2[0] = square
+
+
 cdef inline double column_sum(const real* sums, Py_ssize_t k, Py_ssize_t inner) noexcept nogil:
     return sums[k] if inner == 1 else lanes_sum(sums + k * inner, inner)
 
@@ -214,7 +246,7 @@ cdef void stats_of_columns(const real* x, Py_ssize_t rows, Py_ssize_t stride, Py
     cdef real *pivot = scratch
     cdef real *sum = scratch + width
     cdef real *square = sum + width
-    cdef double n, count, a, b
+    cdef double n, count, a, b, mean_n, m2_n
     cdef bint far
     for chunk in range(ceil_div(rows, CHUNK_ROWS)):
         start = chunk * CHUNK_ROWS
@@ -230,16 +262,20 @@ cdef void stats_of_columns(const real* x, Py_ssize_t rows, Py_ssize_t stride, Py
                 break
             far = False
             for k in range(channels):
-                far |= pivot_is_far(n, column_sum(sum, k, inner), column_sum(square, k, inner))
+                a, b = column_sum(sum, k, inner), column_sum(square, k, inner)
+                far |= in_range(a, b, sum) and pivot_is_far(n, a, b)
             if not far:
                 break
             for k in range(channels):
-                a = pivot[k * inner] + column_sum(sum, k, inner) / n
-                if isfinite(a):
-                    spread(pivot, k, inner, a)
+                a, b = column_sum(sum, k, inner), column_sum(square, k, inner)
+                if in_range(a, b, sum) and isfinite(pivot[k * inner] + a / n):
+                    spread(pivot, k, inner, pivot[k * inner] + a / n)
         for k in range(channels):
             a, b = column_sum(sum, k, inner), column_sum(square, k, inner)
-            merge_moments(count, &mean[k], &m2[k], n, pivot[k * inner] + a / n, deviations(n, a, b))
+            mean_n, m2_n = pivot[k * inner] + a / n, deviations(n, a, b)
+            if not in_range(a, b, sum):
+                moments_in_double(x + k * inner, start * inner, (start + n_rows) * inner, inner, stride, &mean_n, &m2_n)
+            merge_moments(count, &mean[k], &m2[k], n, mean_n, m2_n)
 
 
 cdef inline void sum_run(const real* x, Py_ssize_t start, Py_ssize_t stop, Py_ssize_t inner, Py_ssize_t stride,
@@ -262,7 +298,7 @@ cdef void stats_of_run(const real* x, Py_ssize_t start, Py_ssize_t stop, Py_ssiz
     cdef real *sum = scratch
     cdef real *square = scratch + LANES
     cdef Py_ssize_t chunk, s, e, o = start // inner, at = start - o * inner
-    cdef double n, a, b
+    cdef double n, a, b, mean_n, m2_n
     cdef real pivot
     pivot = typical(x + o * stride + at, min(inner - at, stop - start, SAMPLES), 1)
     for chunk in range(ceil_div(stop - start, CHUNK)):
@@ -271,11 +307,14 @@ cdef void stats_of_run(const real* x, Py_ssize_t start, Py_ssize_t stop, Py_ssiz
         n = <double> (e - s)
         sum_run(x, s, e, inner, stride, pivot, sum, square)
         a, b = lanes_sum(sum, LANES), lanes_sum(square, LANES)
-        if pivot_is_far(n, a, b) and isfinite(pivot + a / n):
+        if in_range(a, b, sum) and pivot_is_far(n, a, b) and isfinite(pivot + a / n):
             pivot = <real> (pivot + a / n)
             sum_run(x, s, e, inner, stride, pivot, sum, square)
             a, b = lanes_sum(sum, LANES), lanes_sum(square, LANES)
-        merge_moments(<double> (s - start), mean, m2, n, pivot + a / n, deviations(n, a, b))
+        mean_n, m2_n = pivot + a / n, deviations(n, a, b)
+        if not in_range(a, b, sum):
+            moments_in_double(x, s, e, inner, stride, &mean_n, &m2_n)
+        merge_moments(<double> (s - start), mean, m2, n, mean_n, m2_n)
 
 
 cdef void stats_item(const Job* job, Py_ssize_t t, Py_ssize_t b, real* scratch) noexcept nogil:
@@ -469,10 +508,34 @@ cdef void run_apply(const Job* job, int threads, real* kind) noexcept nogil:
 # -- backward ----------------------------------------------------------------------------------------------------------
 
 
+cdef void add_reduction(const Job* job, Py_ssize_t c, Py_ssize_t start, Py_ssize_t stop, double a, double b,
+                        real* kind, double* sum, double* product) noexcept nogil:
+    """Add channel c's sums of dz (a) and dz * (x - mean) (b) over samples start to stop; where they overflowed a float,
+    sum again in double.
+    """
+    cdef Py_ssize_t i, s, ld = job.channels
+    cdef const real *x = <const real*> job.x
+    cdef const real *table = <const real*> job.table + c
+    cdef real dz, unused
+    if real is float and not (isfinite(a) and isfinite(b)):
+        a = b = 0
+        for s in range(start, stop):
+            i = s // job.inner * ld * job.inner + c * job.inner + s % job.inner
+            dz = unused = 0
+            bn_reduce_columns(<const real*> job.dy + i, x + i, at_offset(<const real*> job.residual, i), 1, table, ld,
+                              <real> job.slope, job.activation, &dz, &unused)
+            a += dz
+            b += dz * ((<double> x[i] - table[BN_MEAN_HI * ld]) - table[BN_MEAN_LO * ld])
+            if isnan(a) and isnan(b):
+                break
+    sum[c] += a
+    product[c] += b
+
+
 cdef void reduce_item(const Job* job, Py_ssize_t t, Py_ssize_t b, real* scratch) noexcept nogil:
     """First half of the backward: sums of dz and of dz * (x - mean) of tile t over block b."""
     cdef Py_ssize_t c0 = t * job.tile, c1 = min(job.channels, c0 + job.tile), c, k, u, o, at, i, n, ld, width
-    cdef Py_ssize_t chunk, start, stop
+    cdef Py_ssize_t chunk, start, stop, begin
     cdef Py_ssize_t u0 = first_unit(job, b), u1 = first_unit(job, b + 1), stride = job.channels * job.inner
     cdef double *sum = job.partial + 2 * b * job.channels
     cdef double *product = sum + job.channels
@@ -495,14 +558,16 @@ cdef void reduce_item(const Job* job, Py_ssize_t t, Py_ssize_t b, real* scratch)
                 bn_reduce_columns(dy + i, x + i, at_offset(residual, i), width, table, ld, slope,
                                   job.activation, lanes, lanes + width)
             for k in range(c1 - c0):
-                sum[c0 + k] += column_sum(lanes, k, job.inner)
-                product[c0 + k] += column_sum(lanes + width, k, job.inner)
+                add_reduction(job, c0 + k, start * job.inner, min(start + CHUNK_ROWS, u1) * job.inner,
+                              column_sum(lanes, k, job.inner), column_sum(lanes + width, k, job.inner), lanes, sum,
+                              product)
         return
     table, ld = <const real*> job.table, job.channels
     for c in range(c0, c1):
         start = u0
         while start < u1:
             memset(lanes, 0, 2 * LANES * sizeof(real))
+            begin = start
             stop = min(start + CHUNK, u1)
             while start < stop:
                 o = start // job.inner
@@ -512,8 +577,8 @@ cdef void reduce_item(const Job* job, Py_ssize_t t, Py_ssize_t b, real* scratch)
                 bn_reduce_run(dy + i, x + i, at_offset(residual, i), n, table + c, ld, slope,
                               job.activation, lanes, lanes + LANES)
                 start += n
-            sum[c] += lanes_sum(lanes, LANES)
-            product[c] += lanes_sum(lanes + LANES, LANES)
+            add_reduction(job, c, begin, stop, lanes_sum(lanes, LANES), lanes_sum(lanes + LANES, LANES), lanes, sum,
+                          product)
 
 
 cdef void finish_reduction(const Job* job, Py_ssize_t t, real* kind) noexcept nogil:
