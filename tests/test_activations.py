@@ -339,3 +339,13 @@ def test_backward_errors(backend, name, changes, exception, message):
     saved = "y" if name in ("sigmoid", "tanh") else "x"
     raises(lambda: getattr(backend, name + "_backward")(arguments["dy"], arguments["saved"], out=arguments["out"]),
            exception, message.format(saved=saved), *arguments.values())
+
+
+@pytest.mark.filterwarnings("ignore:the matrix subclass")
+@pytest.mark.parametrize("module", [fn, reference])
+@pytest.mark.parametrize("name", ["relu", "leaky_relu", "elu", "celu", "sigmoid", "tanh"])
+def test_subclasses_count_as_plain_arrays(module, name):
+    a, x = np.arange(4.0).reshape(2, 2), np.array([[-0.5, 0.5], [0.25, -0.25]])
+    f, backward = getattr(module, name), getattr(module, f"{name}_backward")
+    np.testing.assert_array_equal(f(x.view(np.matrix)), f(x))
+    np.testing.assert_array_equal(backward(a.view(np.matrix), x.view(np.matrix)), backward(a, x))

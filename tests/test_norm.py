@@ -429,6 +429,33 @@ def test_values_whose_squares_a_float_cannot_hold(level, size, shape, axis, rng)
     assert_close(dbeta, expected[5], ulps=16, scale=sums)
 
 
+@pytest.mark.filterwarnings("ignore:the matrix subclass")
+@pytest.mark.parametrize("module", [fn, reference])
+def test_subclasses_count_as_plain_arrays(module, rng):
+    """The * of np.matrix is matrix multiplication."""
+    x, v = rng.standard_normal((4, 4)), np.ones(4)
+    for residual in (None, x):
+        y, cache = module.batch_norm_forward(x.view(np.matrix), v, v, residual=residual)
+        expected, plain = module.batch_norm_forward(x, v, v, residual=residual)
+        np.testing.assert_array_equal(y, expected)
+        for a, b in zip(module.batch_norm_backward(x.view(np.matrix), cache), module.batch_norm_backward(x, plain),
+                        strict=True):
+            assert type(a) is np.ndarray
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("module", [fn, reference])
+def test_backward_refuses_x_only_where_the_cache_refers_to_it(module, rng):
+    dense, strided = rng.standard_normal((6, 4)), rng.standard_normal((6, 8))[:, ::2]
+    for x, refers in ((dense, True), (dense.T, True), (strided, False)):
+        y, cache = module.batch_norm_forward(x)
+        if refers:
+            with pytest.raises(ValueError, match=r"^out: expected an array that does not overlap x"):
+                module.batch_norm_backward(y, cache, out=x)
+        else:
+            assert module.batch_norm_backward(y, cache, out=x)[0] is x
+
+
 def test_more_threads_than_channels_and_cores(rng):
     before = fn.get_num_threads()
     fn.set_num_threads(64)

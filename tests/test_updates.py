@@ -668,3 +668,19 @@ def test_a_shared_byte_among_many_ranges_is_found(start):
 
 def params_like(params):
     return [np.ones_like(p) for p in params]
+
+
+@pytest.mark.filterwarnings("ignore:the matrix subclass")
+@pytest.mark.parametrize("module", [fn, reference])
+def test_subclasses_count_as_plain_arrays(module):
+    """The ** of np.matrix is the matrix power."""
+    plain = [np.arange(4.0).reshape(2, 2) + k for k in range(4)]
+    matrices = [a.copy().view(np.matrix) for a in plain]
+    for arrays in (plain, matrices):
+        module.adam_step(*arrays, step=3)
+        module.rmsprop_step(*arrays[:3])
+        module.adagrad_step(*arrays[:3], step=2)
+        module.momentum_step(*arrays[:3], lr=0.1)
+        assert module.clip_grad_norm(arrays, 1.0) > 1
+    for a, b in zip(plain, matrices, strict=True):
+        np.testing.assert_array_equal(a, b)
