@@ -12,6 +12,8 @@ import numpy as np
 
 from . import _runtime
 from ._arrays import (
+    FLOAT32,
+    FLOAT32_MAX,
     Array,
     View,
     block,
@@ -78,11 +80,14 @@ def _check_parameters(x: Array, axis: int, gamma: Any, beta: Any, running_mean: 
         check_like("residual", residual, x.shape, x.dtype)
 
 
-def _check_activation(activation: object, negative_slope: object) -> tuple[int, float]:
+def _check_activation(activation: object, negative_slope: object, dtype: np.dtype[Any]) -> tuple[int, float]:
     """Check the fused activation; return the kernels' number for it and the slope."""
     if activation is not None:
         check_choice("activation", activation, ACTIVATIONS)
-    return ACTIVATIONS[activation], check_number("negative_slope", negative_slope, low=-math.inf)  # type: ignore[index]  # just checked
+    slope = check_number("negative_slope", negative_slope, low=-math.inf)
+    if abs(slope) > FLOAT32_MAX and dtype == FLOAT32:
+        raise ValueError(f"negative_slope: expected a number that float32 can hold, got {slope:g}")
+    return ACTIVATIONS[activation], slope  # type: ignore[index]  # just checked
 
 
 def _check_out(out: Any, x: Array, others: tuple[tuple[str, Array | None], ...],
@@ -106,7 +111,7 @@ def _check_forward(x: Any, gamma: Any, beta: Any, running_mean: Any, running_var
     check_flag("unbiased_running_var", unbiased_running_var)
     check_number("momentum", momentum, high=1.0)
     check_number("eps", eps)
-    number, slope = _check_activation(activation, negative_slope)
+    number, slope = _check_activation(activation, negative_slope, x.dtype)
     if check_flag("training", training):
         values = math.prod(x.shape[:axis] + x.shape[axis + 1:])
         if values < 2:
@@ -133,7 +138,7 @@ def _check_inference(x: Any, running_mean: Any, running_var: Any, gamma: Any, be
             raise TypeError(f"{name}: expected a numpy.ndarray, got NoneType")
     _check_parameters(x, axis, gamma, beta, running_mean, running_var, residual)
     check_number("eps", eps)
-    number, slope = _check_activation(activation, negative_slope)
+    number, slope = _check_activation(activation, negative_slope, x.dtype)
     _check_out(out, x, (("x", x), ("residual", residual), ("gamma", gamma), ("beta", beta),
                         ("running_mean", running_mean), ("running_var", running_var)), may_equal=("x", "residual"))
     return axis, number, slope

@@ -520,12 +520,15 @@ FORWARD_ERRORS = [
     ({"activation": "gelu"}, ValueError, "activation: expected one of None, 'relu', 'leaky_relu', got 'gelu'"),
     ({"activation": 1}, TypeError, "activation: expected one of None, 'relu', 'leaky_relu', got int"),
     ({"negative_slope": float("nan")}, ValueError, "negative_slope: expected a finite number, got nan"),
+    ({"negative_slope": 1e39}, ValueError, "negative_slope: expected a number that float32 can hold, got 1e+39"),
     ({"negative_slope": None}, TypeError, "negative_slope: expected a real number, got NoneType"),
     ({"residual": X[:2]}, ValueError, "residual: expected shape (4, 6), got (2, 6)"),
     ({"residual": X.astype(float)}, TypeError, "residual: expected dtype float32, got float64"),
     ({"out": X[:2].copy()}, ValueError, "out: expected shape (4, 6), got (2, 6)"),
     ({"out": X.astype(float)}, TypeError, "out: expected dtype float32, got float64"),
     ({"out": read_only(X)}, ValueError, "out: expected a writeable array, got a read-only one"),
+    ({"out": np.lib.stride_tricks.as_strided(np.zeros(9, np.float32), (4, 6), (4, 4))}, ValueError,
+     "out: expected an array whose elements do not overlap, got strides (4, 4)"),
 ]
 
 
