@@ -12,6 +12,8 @@ import numpy as np
 
 from . import _runtime
 from ._arrays import (
+    FLOAT32,
+    FLOAT32_MAX,
     Array,
     View,
     block,
@@ -87,6 +89,12 @@ def _check_activation(activation: object, negative_slope: object) -> tuple[int, 
     return ACTIVATIONS[activation], slope  # type: ignore[index]  # just checked
 
 
+def _check_slope_fits(slope: float, x: Array) -> None:
+    """Check that x's dtype can hold the slope."""
+    if abs(slope) > FLOAT32_MAX and x.dtype == FLOAT32:
+        raise ValueError(f"negative_slope: expected a number that float32 can hold, got {slope:g}")
+
+
 def _check_out(out: Any, x: Array, others: tuple[tuple[str, Array | None], ...],
                may_equal: tuple[str, ...] = ()) -> None:
     """Check an output of x's shape and dtype that overlaps nothing it must not."""
@@ -108,6 +116,7 @@ def _check_forward(x: Any, gamma: Any, beta: Any, running_mean: Any, running_var
     at = checks.batch_norm_arrays(x, axis, gamma, beta, running_mean, running_var, residual, out, training)
     if at < 0:
         at = _check_forward_arrays(x, gamma, beta, running_mean, running_var, axis, training, residual, out)
+    _check_slope_fits(slope, x)
     return at, number, slope
 
 
@@ -142,16 +151,16 @@ def _check_inference(x: Any, running_mean: Any, running_var: Any, gamma: Any, be
     check_number("eps", eps)
     number, slope = _check_activation(activation, negative_slope)
     at = checks.batch_norm_arrays(x, axis, gamma, beta, running_mean, running_var, residual, out, False)
-    if at >= 0:
-        return at, number, slope
-    x, axis = _check_input(x, axis)
-    for name, vector in (("running_mean", running_mean), ("running_var", running_var)):
-        if vector is None:
-            raise TypeError(f"{name}: expected a numpy.ndarray, got NoneType")
-    _check_parameters(x, axis, gamma, beta, running_mean, running_var, residual)
-    _check_out(out, x, (("x", x), ("residual", residual), ("gamma", gamma), ("beta", beta),
-                        ("running_mean", running_mean), ("running_var", running_var)), may_equal=("x", "residual"))
-    return axis, number, slope
+    if at < 0:
+        x, at = _check_input(x, axis)
+        for name, vector in (("running_mean", running_mean), ("running_var", running_var)):
+            if vector is None:
+                raise TypeError(f"{name}: expected a numpy.ndarray, got NoneType")
+        _check_parameters(x, at, gamma, beta, running_mean, running_var, residual)
+        _check_out(out, x, (("x", x), ("residual", residual), ("gamma", gamma), ("beta", beta),
+                            ("running_mean", running_mean), ("running_var", running_var)), may_equal=("x", "residual"))
+    _check_slope_fits(slope, x)
+    return at, number, slope
 
 
 def _check_backward(dy: Any, cache: Any, cache_type: type, out: Any) -> None:

@@ -186,3 +186,14 @@ def test_merge_of_other_channels_changes_nothing():
         m.merge(other)
     assert_unchanged(before, m.mean, m.var())
     assert m.count == 2
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+@pytest.mark.parametrize("shape", [(500, 3), (3, 3, 700)])
+def test_float32_whose_squares_a_float_cannot_hold(level, size, shape, rng):
+    x = (rng.standard_normal(shape) * size).astype(np.float32)
+    fast, twin = fn.Moments(), reference.Moments()
+    for m in (fast, twin):
+        m.update(x)
+    np.testing.assert_allclose(fast.var(), twin.var(), rtol=1e-14)
+    np.testing.assert_allclose(fast.standardize(x), twin.standardize(x), rtol=1e-4, atol=1e-6)

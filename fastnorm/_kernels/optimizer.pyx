@@ -223,7 +223,7 @@ cdef inline void rmsprop_loop(
             variance = <real> positive_part(square - mean * mean)
         else:
             g = direction(grad[i], p[i], sign, weight_decay)
-            variance = alpha * s[i] + gain * (g * g)
+            variance = alpha * s[i] + gain * g * g  # in this order: g * g overflows from 1.8e19 on in float32
             s[i] = variance
         d = g / (root(variance + eps_inside) + eps_outside)
         if has_momentum:
@@ -303,7 +303,7 @@ cdef inline void adam_loop(
     for i in range(n):
         g = direction(grad[i], p[i], sign, weight_decay)
         mean = beta1 * m[i] + gain1 * g
-        square = beta2 * v[i] + gain2 * (g * g)
+        square = beta2 * v[i] + gain2 * g * g  # in this order: g * g overflows from 1.8e19 on in float32
         m[i] = mean
         v[i] = square
         if amsgrad:
@@ -404,17 +404,18 @@ cdef void sum_squares_tile(Tile* t, const void* constants) noexcept nogil:
 
 cdef inline void scale_loop(
     real* x,  # IN OUT
-    Py_ssize_t n, real factor,
+    Py_ssize_t n, double factor,
 ) noexcept nogil:
+    # The factor in double: in float32, one for gradients of 1e30 is subnormal or 0.
     cdef Py_ssize_t i
     for i in range(n):
-        x[i] *= factor
+        x[i] = <real> (x[i] * factor)
 
 
 cdef void scale_tile(Tile* t, const void* constants) noexcept nogil:
     cdef double factor = (<const double*> constants)[0]
     if t.is_float32:
-        scale_loop(<float*> t.array[0], t.n, <float> factor)
+        scale_loop(<float*> t.array[0], t.n, factor)
     else:
         scale_loop(<double*> t.array[0], t.n, factor)
 
