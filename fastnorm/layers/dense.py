@@ -9,8 +9,9 @@ from numpy.typing import DTypeLike
 
 from .. import init as _init
 from .._arrays import Array, check_array, check_choice, check_dtype, check_flag, check_integer, check_like, check_number
+from .._backend import Backend
 from ..init import Rng
-from .base import Backend, Layer, RandomStream
+from .base import Layer, RandomStream
 
 Initializer = Callable[[tuple[int, ...], Rng, DTypeLike], Array]
 
