@@ -415,6 +415,11 @@ MISTAKES_OF_TRAINING = [
     (["--load", "data.npz"], "was trained on other data"),
     (["--save", "absent/run.npz"], "--save: absent: no such directory"),
     (["--save", "."], "expected a file name, got a directory"),
+    (["--save", "pipe"], "--save: pipe: expected a file name, got a device, pipe or socket"),
+    (["--save", "loop"], "--save: loop: "),
+    (["--save", "dangling"], "absent: no such directory"),
+    (["--save", "x" * 300], ": File name too long"),
+    (["--plot", "x" * 300 + ".png"], ": File name too long"),
     (["--plot", "absent/figure.png"], "--plot: absent: no such directory"),
     (["--plot", "figure.docx"], "--plot: figure.docx: expected a file name that ends in one of"),
     (["--plot", "figure"], "--plot: figure: expected a file name that ends in one of"),
@@ -451,6 +456,9 @@ def folder(tmp_path_factory):
     spoil("rng", order_rng={"bit_generator": "MT19937"})
     spoil("data", data={"name": "digits", "fingerprint": 1})
     (folder / "text").write_text("epoch 1\n")
+    os.mkfifo(folder / "pipe")
+    (folder / "loop").symlink_to("loop")
+    (folder / "dangling").symlink_to("absent/run.npz")
     (folder / "idx").mkdir()
     write_set(folder / "idx", np.random.default_rng(0))
     return folder
