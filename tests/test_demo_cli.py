@@ -295,6 +295,36 @@ def test_a_reader_that_leaves():
     assert process.returncode == 1
 
 
+@needs_extra
+@pytest.mark.parametrize("arguments", [["info"], ["train", "--epochs", "1"]], ids=" ".join)
+def test_an_output_that_cannot_be_written(arguments):
+    """`... > /dev/full`, a full disk, is one line; `... >&-`, none at all, is no reason to stop."""
+    command = [sys.executable, "-m", "fastnorm", *arguments]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=environment())
+    assert done.returncode == 2
+    assert_one_line(done.stderr, "No space left on device")
+    done = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *command], stderr=subprocess.PIPE, text=True, check=False,
+                          env=environment())
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@needs_extra
+def test_names_that_the_terminal_cannot_show(tmp_path, rng):
+    """An undecodable file name, letters that an ASCII terminal lacks, a line break: written as escapes."""
+    data, file = tmp_path / "donn\N{LATIN SMALL LETTER E WITH ACUTE}es", tmp_path / os.fsdecode(b"\xff.npz")
+    data.mkdir()
+    write_set(data, rng)
+    done = run("train", "--data", data, "--epochs", 1, "--save", file, PYTHONIOENCODING="ascii:strict")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "donn\\xe9es: " in done.stdout
+    assert "\\udcff.npz" in done.stdout
+    assert file.exists()
+    done = run("train", "--data", tmp_path / "two\nlines")
+    assert done.returncode == 2
+    assert_one_line(done.stderr, "two\\nlines: no such directory")
+
+
 # -- checkpoints -------------------------------------------------------------------------------------------------------
 
 
