@@ -177,11 +177,14 @@ def test_a_last_batch_of_one_row(tmp_path, rng, capsys, n):
 
 
 @needs_extra
-def test_progress_bar_on_a_terminal():
-    """A pseudo-terminal: the bar is drawn, and the cursor is there again afterwards."""
+@pytest.mark.parametrize(("columns", "status"), [
+    ("100", r"4/4  loss [\d.]+  accuracy +[\d.]+%  test +[\d.]+%"), ("60", r"4/4  accuracy +[\d.]+%  test +[\d.]+%"),
+    ("40", "4/4")])
+def test_progress_bar_on_a_terminal(columns, status):
+    """A pseudo-terminal: the bar is drawn, in a narrow window too, and the cursor is there again afterwards."""
     leader, follower = pty.openpty()
     with subprocess.Popen([sys.executable, "-m", "fastnorm", "train", "--epochs", "4"], stdout=follower,
-                          stderr=follower, env=environment(TERM="xterm-256color", COLUMNS="100")) as process:
+                          stderr=follower, env=environment(TERM="xterm-256color", COLUMNS=columns)) as process:
         os.close(follower)
         chunks = []
         while select.select([leader], [], [], 60)[0]:
@@ -195,7 +198,8 @@ def test_progress_bar_on_a_terminal():
         assert process.wait(60) == 0
     os.close(leader)
     text = b"".join(chunks).decode()
-    assert re.search(r"fastnorm.*━.*4/4  loss [\d.]+  accuracy +[\d.]+%  test +[\d.]+%", text)
+    assert re.search(rf"fastnorm[^\n]*━[^\n]*{status}[^\n]*\d:\d\d:\d\d", text)
+    assert "…" not in text  # no number is cut off
     assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")  # show the cursor, after the last hide
     assert "test accuracy" in text
 
