@@ -244,6 +244,16 @@ def test_dense_initializers(name):
     np.testing.assert_array_equal(Dense(4, 3, init=name, rng=5).weight, getattr(fn.init, name)((4, 3), rng=5))
 
 
+def test_initial_weights_are_copied():
+    """Two networks that begin with the same array do not train each other; a read-only one can be trained."""
+    start = np.ones((3, 2), np.float32)
+    start.flags.writeable = False
+    one, other = (Dense(3, 2, init=lambda shape, rng, dtype: start) for _ in range(2))
+    one.weight += 1
+    assert (one.weight == 2).all()
+    assert (other.weight == 1).all()
+
+
 def test_dropout_masks_are_fresh_and_reproducible(backend):
     x = np.ones((50, 20), np.float32)
     first, second = Dropout(0.5, seed=3, backend=backend), Dropout(0.5, seed=3, backend=backend)
