@@ -88,7 +88,8 @@ def levels():
     if unknown := set(wanted) - set(known):
         raise SystemExit(f"FASTNORM_LEVELS: expected names among {', '.join(known)}, got {', '.join(sorted(unknown))}")
     return {name: flags for name, flags in known.items()
-            if (name == "baseline" or not wanted or name in wanted) and accepts(FLAG_PROBE, flags)}
+            # the baseline is not a question: where no compiler works, the build must fail
+            if name == "baseline" or ((not wanted or name in wanted) and accepts(FLAG_PROBE, flags))}
 
 
 def openmp():
@@ -120,8 +121,13 @@ def extensions():
             source = Path("build", "levels", level, f"{kernel}.c")
             source.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(template.sources[0], source)
+            # Objects are up to date by their time; a file that changes with the flags makes other flags build anew.
+            stamp, built_with = source.with_suffix(".flags"), " ".join([*flags, *openmp_link])
+            if not stamp.exists() or stamp.read_text() != built_with:
+                stamp.write_text(built_with)
             expanded.append(Extension(
-                f"{package}.{kernel}", [str(source)], depends=headers, include_dirs=[str(KERNELS), np.get_include()],
+                f"{package}.{kernel}", [str(source)], depends=[*headers, str(stamp)],
+                include_dirs=[str(KERNELS), np.get_include()],
                 extra_compile_args=flags, extra_link_args=openmp_link,
                 define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"),
                                ("FASTNORM_BUILD_FLAGS", '"' + " ".join(flags) + '"')]))
