@@ -25,9 +25,9 @@ cnp.import_array()
 
 cdef enum:
     TILE = 16384  # elements: long enough to hide the handing out, short enough to share a layer among threads
-    # Elements of a whole list that one thread updates alone. Below it a second thread saves 10 us at most (Adam, 85,000:
-    # 22 us alone, 16 us by two), and where other programs keep the cores busy, it costs 1 to 8 ms a call, on average, to
-    # wait until the second thread gets its turn.
+    # Elements of a whole list that one thread updates alone. Below it a second thread saves 10 us at most (Adam on
+    # 85,000: 22 us alone, 16 us by two), and where other programs keep the cores busy, it costs 1 to 8 ms a call, on
+    # average, to wait until the second thread gets its turn.
     SMALL = 131072
     ARRAYS = 5  # at most, of one parameter
 
