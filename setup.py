@@ -5,7 +5,8 @@ pyproject.toml. Each ``fastnorm/_kernels/*.pyx`` is translated to C once and com
 ``fastnorm/_kernels/<level>/``; ``fastnorm/_runtime.py`` decides at import which level runs.
 
 Environment: ``FASTNORM_LEVELS=baseline,avx2`` builds only these levels, ``FASTNORM_OPENMP=0`` builds without OpenMP,
-``FASTNORM_JOBS=n`` sets how many compilers run at once.
+``FASTNORM_JOBS=n`` sets how many compilers run at once, ``FASTNORM_CFLAGS="-O1 -g"`` adds flags that prevail over the
+others.
 """
 
 import os
@@ -112,7 +113,7 @@ def extensions():
     openmp_compile, openmp_link = openmp()
     expanded = []
     for level, level_flags in levels().items():
-        flags = FLAGS + level_flags + openmp_compile
+        flags = FLAGS + level_flags + openmp_compile + os.environ.get("FASTNORM_CFLAGS", "").split()
         for kernel, template in zip((*BASELINE_ONLY, *PER_LEVEL), translated, strict=True):
             if kernel in BASELINE_ONLY and level != "baseline":
                 continue

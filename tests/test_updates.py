@@ -227,7 +227,7 @@ def test_gaps_of_a_strided_array_are_left_alone(rng):
     np.testing.assert_array_equal(large, before)
 
 
-def mixed_lists(case, rng, sizes=((40, 50), (3,), (), (0, 4), (70_001,), (2, 3, 4, 5), (1,))):
+def mixed_lists(case, rng, sizes=((40, 50), (3,), (), (0, 4), (140_001,), (2, 3, 4, 5), (1,))):
     """Lists whose parameters alternate in dtype."""
     items = [random_arguments(case, shape, (np.float32, np.float64)[i % 2], rng) for i, shape in enumerate(sizes)]
     return items, {name: [item[name] for item in items] for name in items[0]}
