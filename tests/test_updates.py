@@ -11,7 +11,7 @@ import pytest
 from conftest import TAILS, assert_close, assert_unchanged, snapshot
 
 import fastnorm as fn
-from fastnorm._runtime import kernels
+from fastnorm._kernels import checks
 from fastnorm.reference import updates as reference
 
 # -- the formulas, written once more -----------------------------------------------------------------------------------
@@ -409,9 +409,9 @@ def test_subclasses_and_permuted_blocks(tmp_path, rng):
     fn.momentum_step(file, np.ones((3, 4)), np.zeros((3, 4)), lr=0.25)
     np.testing.assert_array_equal(file, 0.75)
     permuted = [rng.standard_normal((2, 3, 4, 5)).transpose(0, 3, 1, 2) for _ in range(4)]
-    assert kernels.optimizer.all_well(tuple((a,) for a in permuted), (True,) * 4)
+    assert checks.optimizer_lists(tuple((a,) for a in permuted), (True,) * 4)
     permuted[1] = permuted[1].copy(order="C")
-    assert not kernels.optimizer.all_well(tuple((a,) for a in permuted), (True,) * 4)
+    assert not checks.optimizer_lists(tuple((a,) for a in permuted), (True,) * 4)
 
 
 # -- trajectories ------------------------------------------------------------------------------------------------------

@@ -18,6 +18,9 @@ from .search import Trial
 from .settings import RULES, Settings
 from .train import Epoch, Run, Step
 
+TITLE_WIDTH = len("reference")
+BAR_WIDTH = 6  # at least
+
 
 def on_terminal() -> bool:
     """Whether stdout can redraw a line."""
@@ -42,7 +45,7 @@ class _Bar:
             self._bar = Progress(
                 TextColumn("{task.description}"), BarColumn(bar_width=None),
                 TextColumn("{task.fields[status]}"), TimeElapsedColumn(), expand=True)
-            self._task = self._bar.add_task(f"{title:9s}", total=total, completed=completed, status=status)
+            self._task = self._bar.add_task(f"{title:{TITLE_WIDTH}s}", total=total, completed=completed, status=status)
 
     def __enter__(self) -> Self:
         if self._bar is not None:
@@ -54,10 +57,16 @@ class _Bar:
         if self._bar is not None:
             self._bar.stop()
 
-    def _update(self, completed: int, status: str, line: str | None) -> None:
-        """Move the bar; where there is none, print the line."""
+    def _update(self, completed: int, status: Sequence[str], line: str | None) -> None:
+        """Move the bar, beside it as much of the status as a narrow window has room for, its first part at least; where
+        there is no bar, print the line.
+        """
         if self._bar is not None:
-            self._bar.update(self._task, completed=completed, status=status)
+            room = self._bar.console.width - BAR_WIDTH - TITLE_WIDTH - len("0:00:00") - 3  # gaps of one
+            parts = list(status)
+            while len(parts) > 1 and len("  ".join(parts)) > room:
+                del parts[1]
+            self._bar.update(self._task, completed=completed, status="  ".join(parts))
         elif line is not None:
             say(line)
 
@@ -67,7 +76,7 @@ class TrainingProgress(_Bar):
 
     def __init__(self, run: Run) -> None:
         self._name, self._steps, self._epochs = run.name, run.steps_per_epoch, run.settings.epochs
-        self._test = ""
+        self._test: list[str] = []
         super().__init__(run.name, max(self._epochs, run.epochs_done) * self._steps, run.epochs_done * self._steps,
                          self._position(run.epochs_done))
 
@@ -78,7 +87,7 @@ class TrainingProgress(_Bar):
         """Take one event of the run."""
         position, line = self._position(event.epoch), None
         if isinstance(event, Epoch):
-            self._test = f"  test {event.test_accuracy:6.1%}"
+            self._test = [f"test {event.test_accuracy:6.1%}"]
             line = (f"{self._name:9s}  epoch {position}  loss {event.train_loss:.4f}  "
                     f"accuracy {event.train_accuracy:6.1%}  test loss {event.test_loss:.4f}  "
                     f"test accuracy {event.test_accuracy:6.1%}  {duration(event.seconds)}")
@@ -86,7 +95,7 @@ class TrainingProgress(_Bar):
         else:
             loss, accuracy, step = event.loss, event.accuracy, event.step
         self._update((event.epoch - 1) * self._steps + step,
-                     f"{position}  loss {loss:.4f}  accuracy {accuracy:6.1%}{self._test}", line)
+                     [position, f"loss {loss:.4f}", f"accuracy {accuracy:6.1%}", *self._test], line)
 
 
 class SearchProgress(_Bar):
@@ -101,7 +110,7 @@ class SearchProgress(_Bar):
         self._done += 1
         self._best = max(self._best, trial.accuracy)
         position = f"{self._done:{len(str(self._total))}d}/{self._total}"
-        self._update(self._done, f"{position}  best validation accuracy {self._best:.1%}",
+        self._update(self._done, [position, f"best validation accuracy {self._best:.1%}"],
                      f"search  {position}  {describe(trial.settings)}  validation accuracy {trial.accuracy:6.1%}")
 
 
@@ -152,11 +161,11 @@ def _print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str
     for row in rows:
         table.add_row(*row)
     say(f"\n{title}")
+    # Wide enough for every table: a narrow terminal wraps lines, where Rich would cut numbers.
     if on_terminal():
-        Console().print(table)
+        Console(width=1000).print(table)
         return
-    # A pipe has no width: nothing is cut off, and nothing trails.
-    console = Console(width=1000, no_color=True, force_terminal=False)
+    console = Console(width=1000, no_color=True, force_terminal=False)  # in a pipe, nothing trails either
     with console.capture() as capture:
         console.print(table)
     say("\n".join(line.rstrip() for line in capture.get().splitlines() if line.strip()))
