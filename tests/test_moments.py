@@ -159,6 +159,7 @@ ERRORS = [
     (lambda: seen().update(np.ones((3, 2), int)), TypeError, "x: expected dtype float32 or float64, got int64"),
     (lambda: seen().update(np.ones((3, 4))), ValueError, "x: expected 2 channels along axis 1, got shape (3, 4)"),
     (lambda: seen().update(np.ones(2)), ValueError, "axis: expected an integer in [-1, 0] for 1 dimensions, got 1"),
+    (lambda: fn.Moments().update(np.array(1.0)), ValueError, "x: expected at least 1 dimension, got 0"),
     (lambda: seen().merge(3), TypeError, "other: expected a Moments object, got int"),
     (lambda: seen().standardize(np.ones((3, 4))), ValueError, "x: expected 2 channels along axis 1, got shape (3, 4)"),
     (lambda: seen().standardize(X, eps=-1), ValueError, "eps: expected a finite number >= 0, got -1"),
