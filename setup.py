@@ -25,7 +25,7 @@ from distutils.sysconfig import customize_compiler  # isort: skip
 
 KERNELS = Path("fastnorm/_kernels")
 # Compiled for every level. `runtime` (CPU and OpenMP facts) is compiled for the baseline only: it runs before checks.
-PER_LEVEL = ("activation", "batchnorm", "optimizer", "softmax")
+PER_LEVEL = ("activation", "bandwidth", "batchnorm", "optimizer", "softmax")
 MSVC = sys.platform == "win32"
 
 # What a level needs of the compiler. The CPU side of the same table is `fastnorm_cpu_supports` in vector.h.
