@@ -26,12 +26,13 @@ all, and gives the same bits as a run that was never interrupted; only --epochs,
 changed on the way. Exit status: 0, 2 for a mistake in what was given, 130 when interrupted."""
 
 BENCH = """\
-Measure each kernel on shapes that people use, beside the rivals that are installed (PyTorch, JAX, thinc, ...), beside its
-NumPy twin, and beside the memory limit of this machine, all in one run, calls interleaved. Stop everything else first."""
+Measure each kernel on shapes that people use, beside the rivals that are installed (PyTorch, JAX, thinc, ...), beside
+its NumPy twin, and beside the memory limit of this machine, all in one run, calls interleaved. Stop everything else
+first."""
 
 BENCH_END = """\
-Rivals: PyTorch, torch.compile, JAX, thinc, DeepSpeed; `pip install "fastnorm[bench]"` installs the first four. torch.compile
-and DeepSpeed compile C++ before they run, and are left out unless --full or --rivals asks for them.
+Rivals: PyTorch, torch.compile, JAX, thinc, DeepSpeed; `pip install "fastnorm[bench]"` installs the first four.
+torch.compile and DeepSpeed compile C++ before they run, and are left out unless --full or --rivals asks for them.
 Exit status: 0, 2 for a mistake in what was given, 130 when interrupted."""
 
 

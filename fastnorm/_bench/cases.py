@@ -53,7 +53,7 @@ def _normal(shape: tuple[int, ...], dtype: str, seed: int) -> Array:
     rng = np.random.default_rng(seed)
     size = math.prod(shape)
     period = min(size, (1 << 20) + 7)
-    return np.resize(rng.standard_normal(period, np.dtype(dtype).type), size).reshape(shape)  # type: ignore[call-overload]  # float32 or float64
+    return np.resize(rng.standard_normal(period).astype(dtype), size).reshape(shape)
 
 
 def _dimensions(shape: tuple[int, ...]) -> str:
@@ -353,7 +353,7 @@ class Elementwise(Case):
     @property
     def size(self) -> str:
         """As `Case.size`."""
-        return _dimensions((self.length,))
+        return f"{self.length:,}"
 
     @property
     def elements(self) -> int:
@@ -369,7 +369,7 @@ class Elementwise(Case):
     def inputs(self) -> Inputs:
         """As `Case.inputs`."""
         x = _normal((self.length,), self.dtype, 0)
-        saved = {"sigmoid": lambda: 1 / (1 + np.exp(-x)), "tanh": lambda: np.tanh(x)}.get(self.function, lambda: x)()
+        saved = {"sigmoid": 1 / (1 + np.exp(-x)), "tanh": np.tanh(x)}.get(self.function, x)
         return {"x": x, "saved": saved, "dy": _normal((self.length,), self.dtype, 1)}
 
     def calls(self, backend: ModuleType, inputs: Inputs) -> Calls:
@@ -391,7 +391,8 @@ NHWC = ((2, 8, 8, 16), (8, 7, 7, 512), (32, 56, 56, 64), (128, 14, 14, 256), (25
 MC = ((64, 256), (512, 1024), (12544, 512), (100352, 64), (100352, 512))
 CLASSES = ((128, 10), (4096, 10), (256, 1000), (4096, 1000), (2048, 32000))
 SEGMENTATION = (8, 21, 256, 256)
-LIST_LABELS = ("200 x 1000", "ResNet-50", "GPT-2 small")
+LISTS: dict[str, Callable[[], list[shapes.Shape]]] = {
+    "200 x 1000": lambda: [(1000,)] * 200, "ResNet-50": shapes.resnet50, "GPT-2 small": shapes.gpt2_small}
 SINGLES = (1_000, 10_000, 100_000, 1_000_000, 25_000_000)
 ACTIVATIONS = ("relu", "leaky_relu", "elu", "celu", "sigmoid", "tanh", "dropout")
 ELEMENTS = (100_000, 25_000_000)
@@ -404,9 +405,7 @@ def _update(rule: str, label: str | int, dtype: str = FLOAT32) -> Update:
     """One array of so many elements, or a list by its name."""
     if isinstance(label, int):
         return Update(dtype, rule, f"{label:,}", ((label,),))
-    arrays = {"200 x 1000": lambda: [(1000,)] * 200, "ResNet-50": shapes.resnet50,
-              "GPT-2 small": shapes.gpt2_small}[label]()
-    return Update(dtype, rule, label, tuple(arrays))
+    return Update(dtype, rule, label, tuple(LISTS[label]()))
 
 
 def _batch_norms(dtype: str) -> Iterable[Case]:
@@ -432,7 +431,7 @@ def full() -> list[Case]:
         grid += [CrossEntropy(dtype, SEGMENTATION, 1)]
         grid += [_update(rule, n, dtype) for rule in STATES for n in SINGLES]
         if dtype == FLOAT32:
-            grid += [_update(rule, label, dtype) for rule in STATES for label in LIST_LABELS]
+            grid += [_update(rule, label, dtype) for rule in STATES for label in LISTS]
             grid += [Elementwise(dtype, function, what, n) for function in ACTIVATIONS
                      for what in ("forward", "backward") for n in ELEMENTS]
     return grid

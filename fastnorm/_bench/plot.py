@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from .._demo.errors import UserError, reason, require
-from .cases import IN_PLACE, OUT
+from .cases import IN_PLACE, OUT, Traffic
 from .results import OURS, TWIN, Row, best, ratio, rivals, share
 
 # M. Okabe, K. Ito, "Color universal design", 2008: told apart with any color vision; the markers differ as well.
 MARKS = {"PyTorch": ("#D55E00", "o"), "torch.compile": ("#CC79A7", "s"), "JAX": ("#009E73", "D"),
          "thinc": ("#E69F00", "^"), "DeepSpeed": ("#56B4E9", "v"), TWIN: ("0.6", "|")}
 BLUE, RED, GRAY = "#0072B2", "#D55E00", "0.45"
-STYLE: Any = {"font.size": 8, "axes.titlesize": 9, "axes.titleweight": "bold", "axes.labelsize": 8, "legend.fontsize": 8,
-              "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.8, "svg.fonttype": "none",
-              "svg.hashsalt": "fastnorm", "pdf.fonttype": 42, "xtick.labelsize": 7.5, "ytick.labelsize": 7.5}
+STYLE: Any = {"font.size": 8, "axes.titlesize": 9, "axes.titleweight": "bold", "axes.labelsize": 8,
+              "legend.fontsize": 8, "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.8,
+              "svg.fonttype": "none", "svg.hashsalt": "fastnorm", "pdf.fonttype": 42, "xtick.labelsize": 7.5, "ytick.labelsize": 7.5}
 LINE = 0.17        # inches of height for a case
 WIDTH = 7.2        # inches
 GOAL = 0.75        # share of the limit asked for
-LARGE = 16 << 20   # bytes of an array from which the share of the limit is of interest
+LARGE = 16_000_000  # bytes of an array from which the share of the limit is of interest
 UNITS = ((1 << 30, "GB"), (1 << 20, "MB"), (1 << 10, "KB"), (1, "B"))
 
 
@@ -80,8 +80,8 @@ def _ratios_axis(axes: Any, rows: Sequence[Row], names: Sequence[str], label: Ca
         points = [(r, at) for at, row in enumerate(rows) if (r := ratio(row, name))]
         if points:
             axes.plot(*zip(*points, strict=True), linestyle="none", marker=marker, color=color, markersize=4.5,
-                      markeredgewidth=1.2 if marker in "|x" else 0.5, markeredgecolor=color if marker in "|x" else "white",
-                      label=name, zorder=3)
+                      markeredgewidth=1.2 if marker in "|x" else 0.5,
+                      markeredgecolor=color if marker in "|x" else "white", label=name, zorder=3)
     axes.set_xscale("log")
     low, high = axes.dataLim.intervalx
     low, high = min(0.9, low / 1.15), max(1.2, high * 1.15)
@@ -172,11 +172,11 @@ def overview(path: Path, found: dict[str, Any]) -> None:
         left.set_xlabel("times as fast as the rival")
         left.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.0 + 0.7 / len(rows) + 0.06),
                     ncols=max(1, len(names)), handletextpad=0.1, columnspacing=1.0)
-        large = [(at, 100 * s) for at, row in enumerate(rows) if row["case"]["array_bytes"] >= 4 << 20
+        large = [(at, 100 * s) for at, row in enumerate(rows) if row["case"]["array_bytes"] >= LARGE
                  and (s := share(row))]
         right.barh([at for at, _ in large], [s for _, s in large], height=0.62, color=BLUE, linewidth=0, zorder=2)
         for at in set(range(len(rows))) - {at for at, _ in large}:
-            right.text(2, at, "in the caches", va="center", fontsize=6.5, color=GRAY)
+            right.text(2, at, "less than 16 MB", va="center", fontsize=6.5, color=GRAY)
         right.set_xlim(0, max(105.0, 1.05 * max((s for _, s in large), default=0)))
         right.set_ylim(left.get_ylim())
         right.set_xlabel("share of the memory limit")
@@ -245,8 +245,6 @@ def sizes(path: Path, series: dict[str, Sequence[Row]], caches: dict[str, int]) 
 
 
 def _limit(row: Row) -> float:
-    from .cases import Traffic
-
     return Traffic(**row["case"]["traffic"]).seconds(row["limit"])
 
 

@@ -85,12 +85,13 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def times(row: Row, rival: str, mode: str | None = None, *, level: str | None = None, threads: int | None = None,
-          ) -> list[Row]:
+          variant: str | None = None) -> list[Row]:
     """The times of one rival; ours are those of the best level on all threads, unless told otherwise."""
     best = max((t["level"] for t in row["times"]), key=_strength, default="")
     wanted_level = (best if level is None else level) if rival == OURS else ""
     wanted_threads = row["threads"] if threads is None else threads
     return [t for t in row["times"] if t["rival"] == rival and (mode is None or t["mode"] == mode)
+            and (variant is None or t["variant"] == variant)
             and (rival != OURS or (t["level"] == wanted_level and t["threads"] == wanted_threads))]
 
 
@@ -103,7 +104,8 @@ def best(row: Row, rival: str, mode: str | None = None, key: str = "low", **wher
     return min((t[key] for t in times(row, rival, mode, **where) if t[key] is not None), default=None)
 
 
-def ratio(row: Row, rival: str, mode: str | None = None, key: str = "low", **where: Any) -> float | None:
+def ratio(row: Row, rival: str, mode: str | None = None, key: str = "low", variant: str | None = None,
+          **where: Any) -> float | None:
     """How many times as fast as a rival we are; None where there is nothing to compare.
 
     Like is compared with like: both allocate their outputs (what calls do by themselves), or both work in place; with
@@ -111,7 +113,7 @@ def ratio(row: Row, rival: str, mode: str | None = None, key: str = "low", **whe
     """
     modes = (FRESH, IN_PLACE) if mode is None else (mode,)
     for m in modes:
-        mine, theirs = best(row, OURS, m, key, **where), best(row, rival, m, key)
+        mine, theirs = best(row, OURS, m, key, **where), best(row, rival, m, key, variant=variant)
         if mine and theirs:
             return theirs / mine
     return None

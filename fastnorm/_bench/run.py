@@ -32,7 +32,7 @@ class Plan:
 
 
 def our_calls(case: Case, inputs: Inputs, plan: Plan) -> Iterator[Call]:
-    """fastnorm's calls: fresh and with outputs given; on the other levels and on one thread if the plan says so."""
+    """Our calls: fresh and with outputs given; on the other levels and on one thread if the plan says so."""
     level = _runtime.kernels.level
 
     def configured(threads: int, level: str) -> Any:
@@ -79,11 +79,11 @@ def run_case(case: Case, plan: Plan, rivals: Sequence[Rival], limit: Limit, sect
             except Exception as error:  # another project's: the run goes on without it, and says so
                 skipped[rival.name] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         timings = measure(calls, plan.seconds, limit, plan.cold_calls)
+        times = [record(call, timing) for call, timing in zip(calls, timings, strict=True)]
         row = {"case": case.facts(), "section": section, "threads": plan.threads, "limit": limit.result(),
-               "limit_spread": limit.spread(), "skipped": skipped,
-               "times": [record(call, timing) for call, timing in zip(calls, timings, strict=True)]}
+               "limit_spread": limit.spread(), "skipped": skipped, "times": times}
         if plan.memory:
-            for call, time in zip(calls, row["times"], strict=True):
+            for call, time in zip(calls, times, strict=True):
                 if call.rival == OURS and call.mode in (OUT, IN_PLACE) and call.level == level and call.prepare:
                     call.prepare()
                     time["peak_memory"] = peak_memory(call.run)

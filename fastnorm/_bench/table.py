@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from .._terminal import print_table, say
 from .cases import FRESH, IN_PLACE, OUT
 from .measure import geometric_mean
-from .results import OURS, TWIN, Row, best, ratio, rivals, share
+from .results import OURS, Row, best, ratio, rivals, share
 
 
 def digits(value: float | None, unit: str = "") -> str:
@@ -57,6 +57,5 @@ def show(rows: Sequence[Row]) -> None:
     lines.append(["geometric mean", "", "", "", "", *(digits(geometric_mean(m)) if m else "-" for m in means)])
     lines.append(["least", "", "", "", "", *(digits(min(m)) if m else "-" for m in means)])
     print_table("Times in ms, warm, 20 % quantile; how many times as fast as each rival", columns, lines)
-    say("ms: outputs allocated by the call, as by the rivals' (optimizers: in place); out=: outputs given. limit: share\n"
-        "of the memory limit reached, outputs given. cold: caches evicted, threads asleep. twin: NumPy in float64"
-        f"{', a yardstick' if TWIN in names else ''}.")
+    say("ms: outputs allocated by the call, as the rivals do (optimizers: in place); out=: outputs given.\n"
+        "limit: share of the memory limit reached, outputs given. cold: caches evicted, threads asleep. twin: NumPy in float64.")

@@ -25,7 +25,7 @@ class Rival(Protocol):
         """The library's ways to do what the case does; none if it has no such thing."""
 
 
-class Absent(Exception):
+class AbsentError(Exception):
     """A rival that cannot run here; the text says why."""
 
 
@@ -37,7 +37,7 @@ def load(names: Sequence[str], threads: int) -> tuple[list[Rival], dict[str, str
         try:
             module: Any = importlib.import_module(f".{MODULES[name]}", __name__)
             present.append(module.load(threads))
-        except Absent as reason:
+        except AbsentError as reason:
             absent[name] = str(reason)
     return present, absent
 
@@ -48,7 +48,7 @@ def need(module: str) -> Any:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != module.partition(".")[0]:
-            raise Absent(f"{module} cannot be imported: {error}") from None
-        raise Absent(f"{module} is not installed") from None
+            raise AbsentError(f"{module} cannot be imported: {error}") from None
+        raise AbsentError(f"{module} is not installed") from None
     except Exception as error:  # a broken installation of another project: whatever it raises, it cannot run
-        raise Absent(f"{module} cannot be imported: {type(error).__name__}: {error}") from None
+        raise AbsentError(f"{module} cannot be imported: {type(error).__name__}: {error}") from None

@@ -60,14 +60,14 @@ def _batch_norm(torch: Any, case: BatchNorm, inputs: Inputs) -> tuple[str, Calla
         z = z if residual is None else z + residual
         return z.relu() if case.activation else z, saved_mean, inv_std
 
-    def backward(dy: Any, x: Any, y: Any, saved_mean: Any, inv_std: Any, gamma: Any, mean: Any, var: Any) -> Any:
+    def backward(dy: Any, x: Any, y: Any, saved: Any, gamma: Any, mean: Any, var: Any) -> Any:
         dz = aten.threshold_backward(dy, y, 0) if case.activation else dy
-        gradients = aten.native_batch_norm_backward(dz, x, gamma, mean, var, saved_mean, inv_std, True, EPS, [True] * 3)
+        gradients = aten.native_batch_norm_backward(dz, x, gamma, mean, var, *saved, True, EPS, [True] * 3)
         return (*gradients, dz) if case.residual else tuple(gradients)
 
     def both(dy: Any, x: Any, residual: Any, gamma: Any, beta: Any, mean: Any, var: Any) -> Any:
         y, *saved = forward(x, residual, gamma, beta, mean, var)
-        return backward(dy, x, y, *saved, gamma, mean, var)
+        return backward(dy, x, y, saved, gamma, mean, var)
 
     if case.what in ("forward", "inference"):
         return FRESH, _bound(torch, forward, x, residual, *vectors)
@@ -75,7 +75,7 @@ def _batch_norm(torch: Any, case: BatchNorm, inputs: Inputs) -> tuple[str, Calla
         return FRESH, _bound(torch, both, dy, x, residual, *vectors)
     with torch.no_grad():
         y, *saved = forward(x, residual, *vectors)
-    return FRESH, _bound(torch, backward, dy, x, y, *saved, vectors[0], *vectors[2:])
+    return FRESH, _bound(torch, backward, dy, x, y, saved, vectors[0], *vectors[2:])
 
 
 def _softmax(torch: Any, case: Softmax, inputs: Inputs) -> tuple[str, Callable[[], Any]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..cases import IN_PLACE, STEP, Case, Inputs, Update
 from ..measure import Call
-from . import Absent, need
+from . import AbsentError, need
 
 
 def load(threads: int) -> DeepSpeed:
@@ -26,7 +26,7 @@ def load(threads: int) -> DeepSpeed:
             kind = need("deepspeed.ops.adam").DeepSpeedCPUAdam
             kind([parameter]).step()
     except Exception as error:  # a compiler that is missing or refuses: whatever it is, it cannot run here
-        raise Absent(f"its CPU Adam cannot be built: {type(error).__name__}: {error}") from None
+        raise AbsentError(f"its CPU Adam cannot be built: {type(error).__name__}: {error}") from None
     return DeepSpeed(torch, kind, need("deepspeed").__version__, threads)
 
 

@@ -24,7 +24,7 @@ from ..cases import (
     Update,
 )
 from ..measure import Call
-from . import Absent, need
+from . import AbsentError, need
 
 EPS, MOMENTUM, LR = 1e-5, 0.1, 1e-3
 
@@ -39,7 +39,7 @@ def _start(jax: Any, threads: int) -> None:
     try:
         allowed = os.sched_getaffinity(0)
     except AttributeError:
-        raise Absent("the number of its threads cannot be set on this system") from None
+        raise AbsentError("the number of its threads cannot be set on this system") from None
     try:
         os.sched_setaffinity(0, sorted(allowed)[:threads])
         jax.config.update("jax_enable_x64", True)  # float64 cases; float32 arrays stay float32
@@ -61,7 +61,7 @@ class JAX:
             _start(jax, threads)
             JAX._started = threads
         if JAX._started != threads:
-            raise Absent(f"it runs on {JAX._started} threads in this process already")
+            raise AbsentError(f"it runs on {JAX._started} threads in this process already")
         self.jax, self.threads, self.version = jax, threads, jax.__version__
 
     def calls(self, case: Case, inputs: Inputs) -> Iterator[Call]:

@@ -180,7 +180,7 @@ def _update(torch: Any, case: Update, inputs: Inputs) -> Iterator[Form]:
             made, _, _ = optimizer(torch, case, inputs, foreach=foreach)
             yield "step(), foreach" if foreach else "step(), for loop", IN_PLACE, made.step
         return
-    made, params, lists = optimizer(torch, case, inputs, fused=True)
+    made, _, lists = optimizer(torch, case, inputs, fused=True)
     yield "fused step()", IN_PLACE, made.step
     p, g = lists["params"], lists["grads"]
     states = [lists[name] for name in STATES[case.rule]]
