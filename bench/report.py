@@ -1,7 +1,6 @@
 """Turn the results of a full run into docs/speed.md and its pictures.
 
-    python -m fastnorm bench --full --json results.json
-    python bench/report.py results.json [--output docs]
+After `python -m fastnorm bench --full --json results.json`: `python bench/report.py results.json [--output docs]`.
 """
 
 from __future__ import annotations
@@ -19,8 +18,9 @@ from fastnorm._bench.measure import geometric_mean
 from fastnorm._bench.results import OURS, Row, best, ratio, rivals, share
 
 FAMILIES = {"batch norm": "Batch norm", "softmax": "Softmax", "cross-entropy": "Cross-entropy", "momentum": "Momentum",
-            "RMSProp": "RMSProp", "Adam": "Adam", "Adagrad": "Adagrad", "activations": "Activations and dropout"}
-LAYOUTS = {"NCHW": "channels first (NCHW)", "NHWC": "channels last (NHWC)", "MC": "matrices (M, C)"}
+            "RMSProp": "RMSProp", "Adam": "Adam", "Adagrad": "Adagrad", "activations": "Activations, dropout"}
+LAYOUTS = {"NCHW": "channels first", "NHWC": "channels last", "MC": "matrices (M, C)"}
+OPTIMIZERS = ("Momentum", "RMSProp", "Adam", "Adagrad")
 
 METHOD = """\
 All rivals of a case run in one process and take turns, call by call. In its turn a call runs untimed for at least two
@@ -34,14 +34,15 @@ that the algorithm has to move: each input read once, each output written once. 
 ours, with outputs given."""
 
 RIVALS = {
-    "PyTorch": "eager, raw operators without autograd (cross-entropy: the faster of its four raw operators and of "
-               "autograd), fused optimizers (RMSprop has no fused form: the faster of foreach and the loop); with given "
-               "outputs where an `out` form exists; NHWC as channels-last tensors",
-    "torch.compile": "the same operators, compiled for each shape; lists of more than two arrays are left out, for they "
-                     "compile for minutes",
-    "JAX": "`jax.jit`; batch statistics in one pass (E[x²] − E[x]²: faster and less exact than the others'); optimizers "
-           "donate their state",
-    "thinc": "`NumpyOps.adam`, one thread, float32; it destroys the gradient, which is put back outside the measurement",
+    "PyTorch": "eager, raw operators without autograd (cross-entropy: the faster of its four raw operators and "
+               "of autograd), fused optimizers (RMSprop has no fused form: the faster of foreach and the loop); with "
+               "given outputs where an `out` form exists; NHWC as channels-last tensors",
+    "torch.compile": "the same operators, compiled for each shape; lists of more than two arrays are left out, for "
+                     "they compile for minutes",
+    "JAX": "`jax.jit`; batch statistics in one pass (E[x²] − E[x]²: faster and less exact than the others'); "
+           "optimizers donate their state",
+    "thinc": "`NumpyOps.adam`, one thread, float32; it destroys the gradient, which is put back "
+             "outside the measurement",
     "DeepSpeed": "`DeepSpeedCPUAdam.step()`, its operator built on this machine",
     "twin": "`fastnorm.reference`: NumPy, float64 inside; a yardstick of correctness, not the best that NumPy can do",
 }
@@ -51,14 +52,23 @@ RIVALS = {
 
 
 def short(row: Row) -> str:
-    """The case's name under a title that says its family."""
-    name = str(row["case"]["name"])
-    for start in ("batch norm+residual+ReLU ", "batch norm+ReLU ", "batch norm "):
-        if name.startswith(start):
-            return name.removeprefix(start) + start.removeprefix("batch norm").rstrip()
+    """The case's name under a title that says its family, and its layout."""
+    case = row["case"]
+    if case["family"] == "batch norm":
+        fused = case["title"].split()[1].removeprefix("norm")
+        return f"({','.join(map(str, case['shape']))}) {case['what']}{fused.replace('+', ' + ')}"
+    name = str(case["name"])
     for start in ("cross-entropy + gradient ", "softmax ", "momentum ", "RMSProp ", "Adam ", "Adagrad "):
         name = name.removeprefix(start)
     return name
+
+
+def named(row: Row) -> str:
+    """The same in the picture of the limit, whose titles cover several families."""
+    case = row["case"]
+    if case["family"] == "batch norm":
+        return short(row).replace("both + residual + ReLU", "both, fused")
+    return str(case["title"] if case["family"] == "activations" else case["name"]).replace(" + gradient", "")
 
 
 def by_family(rows: Iterable[Row]) -> dict[str, list[Row]]:
@@ -102,21 +112,35 @@ def pictures(found: Mapping[str, Any], folder: Path) -> dict[str, str]:
         captions[f"speed-{name}.svg"] = caption
         return folder / f"speed-{name}.svg"
 
-    if norm:
-        plot.speedups(drawn("batch-norm", "How many times as fast as each rival: batch norm, float32"),
-                      batch_norm_panels(norm), short)
-    if families:
-        plot.speedups(drawn("others", "How many times as fast as each rival: the other kernels, float32"), families,
-                      short)
-    limited = {title: [row for row in group if large(row)] for title, group in by_family(rows).items()}
-    if any(limited.values()):
-        plot.shares(drawn("limit", "Share of the memory limit, arrays of 16 MB and more"), limited, short)
+    panels = batch_norm_panels(norm)
+    for (title, group), layout in zip(panels.items(), LAYOUTS, strict=True):
+        if group:
+            plot.speedups(drawn(f"batch-norm-{layout.lower()}", f"How many times as fast as each rival: {title}"),
+                          {title: group}, short)
+    elementwise = families.pop(FAMILIES["activations"], [])
+    for name, groups in (("losses-optimizers", families), ("activations", {FAMILIES["activations"]: elementwise})):
+        if any(groups.values()):
+            plot.speedups(drawn(name, "How many times as fast as each rival: "
+                                + ", ".join(groups).lower().replace("rmsprop", "RMSProp").replace("ada", "Ada")),
+                          groups, short)
+    # Forward, backward, and everything fused; the others lie between.
+    shown = [{title: [row for row in group if large(row) and (
+                          row["case"]["residual"] or (row["case"]["what"] in ("forward", "backward")
+                                                      and not row["case"]["activation"]))]
+              for title, group in panels.items()},
+             {"Softmax, cross-entropy": [row for title in ("Softmax", "Cross-entropy")
+                                            for row in families.get(title, []) if large(row)],
+              "Optimizers": [row for title in OPTIMIZERS for row in families.get(title, []) if large(row)],
+              FAMILIES["activations"]: [row for row in elementwise if large(row)]}]
+    if any(any(groups.values()) for groups in shown):
+        plot.shares(drawn("limit", "Share of the memory limit, float32, arrays of 16 MB and more (fused: with residual "
+                                   "and ReLU)"), shown, named)
     series: dict[str, list[Row]] = {}
     for row in found["rows"]:
         if row["section"] == "sweep":
             layout = row["case"].get("layout")
-            title = row["case"]["title"] + (f", {LAYOUTS[layout]}" if layout else "")
-            series.setdefault(title[0].upper() + title[1:], []).append(row)
+            title = row["case"]["title"] + (f", {layout}" if layout else "")
+            series.setdefault((title[0].upper() + title[1:]).replace(", MC", ", (M, C)"), []).append(row)
     if series:
         plot.sizes(drawn("sizes", "Time per element from 1 KB to 1 GB an array; dotted: the sizes of the caches"),
                    series, caches)
@@ -225,20 +249,22 @@ def report(found: Mapping[str, Any], folder: Path) -> str:
     doubles = [row for row in grid if row["case"]["dtype"] == "float64"]
     alone = [row for row in grid if row["threads"] == 1 < found["threads"]]
     threads = f"{found['threads']} thread{'s' if found['threads'] > 1 else ''}"
-    parts = ["# Speed", "", "Written by `bench/report.py` from what `python -m fastnorm bench --full --json FILE` measured. "
-             "`python -m fastnorm bench --plot FILE` draws a small one on your machine in under two minutes.", "",
+    parts = ["# Speed", "", "Written by `bench/report.py` from what `python -m fastnorm bench --full --json FILE` "
+             "measured. `python -m fastnorm bench --plot FILE` draws a small one on your machine in under two minutes.",
+             "",
              machine_facts(found), "", "## How it is measured", "", METHOD, "",
              *(f"- **{name}**: {RIVALS[name]}." for name in rivals(found["rows"]) if name in RIVALS), "",
              "## The figures", "", figure_table(found), "", losses_paragraph(rows), cold_paragraph(rows),
              "## Pictures", "", *(f"![{caption}]({name})\n\n*{caption}.*\n" for name, caption in captions.items()),
-             "## Geometric means", "", f"Times as fast as each rival, and in brackets the least: float32, {threads}.", "",
+             "## Geometric means", "",
+             f"Times as fast as each rival, and in brackets the least: float32, {threads}.", "",
              means_table(rows), "", variants_paragraph(rows),
              "At each instruction-set level, over PyTorch (which chooses its own):", "", level_table(found), ""]
     for title, group in ((f"float64, {threads}", doubles), ("float32, one thread", alone)):
         if group:
             parts += [f"{title}:", "", means_table(group), ""]
-    parts += ["## Every case", "", f"Milliseconds, float32, {threads}. `cold`: caches evicted and threads asleep; `limit`: "
-              "share of the memory limit, which arrays in the caches can exceed.", ""]
+    parts += ["## Every case", "", f"Milliseconds, float32, {threads}. `cold`: caches evicted and threads asleep; "
+              "`limit`: share of the memory limit, which arrays in the caches can exceed.", ""]
     for title, group in by_family(rows).items():
         parts += [f"### {title}", "", case_table(group), ""]
     return "\n".join(parts)

@@ -133,7 +133,9 @@ def _parser() -> Parser:
         help="threads of every rival (default: OMP_NUM_THREADS, else all cores)")
     add("--seconds", type=_number(0, math.inf, open_low=True), metavar="S",
         help="how long each case runs, in all (default: 3; 4 with --full)")
-    add("--only", metavar="PATTERN", help="only cases whose name has all these words: --only 'batch norm NHWC'")
+    add("--only", metavar="PATTERN",
+        help="only cases whose name has all these words, of the full grid where the quick one has none: --only "
+             "'backward NHWC'")
     add("--rivals", metavar="LIST", help="names, separated by commas, or none (default: those installed)")
     add("--plot", type=Path, metavar="FILE", help="draw speed-ups and shares of the limit (.png, .pdf, .svg, ...)")
     add("--json", type=Path, metavar="FILE", help="write what was measured; bench/report.py reads it")

@@ -336,6 +336,9 @@ class Update(Case):
 # -- activations and dropout -------------------------------------------------------------------------------------------
 
 
+NAMES = {"relu": "ReLU", "leaky_relu": "leaky ReLU", "elu": "ELU", "celu": "CELU"}
+
+
 @dataclass(frozen=True)
 class Elementwise(Case):
     """An activation or dropout, forward or backward, on a vector."""
@@ -348,7 +351,7 @@ class Elementwise(Case):
     @property
     def title(self) -> str:
         """As `Case.title`."""
-        return f"{self.function.replace('_', ' ')} {self.what}"
+        return f"{NAMES.get(self.function, self.function)} {self.what}"
 
     @property
     def size(self) -> str:

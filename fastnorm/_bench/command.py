@@ -65,7 +65,9 @@ def _sections(job: Job, threads: int) -> list[Section]:
     names = _chosen_rivals(job)
     seconds = job.seconds or (FULL_SECONDS if job.full else QUICK_SECONDS)
     if not job.full:
-        sections = [Section("grid", cases.quick(), Plan(threads, seconds, cold_calls=3), names)]
+        # A pattern that meets nothing here may well meet something in the full grid.
+        grid = cases.quick() if cases.matching(cases.quick(), job.only) else cases.full()
+        sections = [Section("grid", grid, Plan(threads, seconds, cold_calls=3), names)]
     elif threads == 1:  # beside the run on all threads: how the same cases compare on one
         grid = [case for case in cases.full() if case.dtype == cases.FLOAT32]
         plan = Plan(threads, seconds / 2, twin=False)

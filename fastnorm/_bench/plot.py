@@ -17,7 +17,8 @@ MARKS = {"PyTorch": ("#D55E00", "o"), "torch.compile": ("#CC79A7", "s"), "JAX": 
 BLUE, RED, GRAY = "#0072B2", "#D55E00", "0.45"
 STYLE: Any = {"font.size": 8, "axes.titlesize": 9, "axes.titleweight": "bold", "axes.labelsize": 8,
               "legend.fontsize": 8, "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.8,
-              "svg.fonttype": "none", "svg.hashsalt": "fastnorm", "pdf.fonttype": 42, "xtick.labelsize": 7.5, "ytick.labelsize": 7.5}
+              "svg.fonttype": "none", "svg.hashsalt": "fastnorm", "pdf.fonttype": 42,
+              "xtick.labelsize": 7.5, "ytick.labelsize": 7.5}
 LINE = 0.17        # inches of height for a case
 WIDTH = 7.2        # inches
 GOAL = 0.75        # share of the limit asked for
@@ -72,8 +73,6 @@ def _name(row: Row) -> str:
 
 
 def _ratios_axis(axes: Any, rows: Sequence[Row], names: Sequence[str], label: Callable[[Row], str]) -> None:
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-
     _cases_axis(axes, rows, label)
     for name in names:
         color, marker = MARKS.get(name, (GRAY, "x"))
@@ -83,24 +82,33 @@ def _ratios_axis(axes: Any, rows: Sequence[Row], names: Sequence[str], label: Ca
                       markeredgewidth=1.2 if marker in "|x" else 0.5,
                       markeredgecolor=color if marker in "|x" else "white", label=name, zorder=3)
     axes.set_xscale("log")
-    low, high = axes.dataLim.intervalx
+    _scale_ratios(axes, *axes.dataLim.intervalx)
+    axes.grid(True, axis="x", linewidth=0.4, color="0.85")
+    axes.set_axisbelow(True)
+
+
+def _scale_ratios(axes: Any, low: float, high: float) -> None:
+    """Axis from low to high, in which 1 is seen and its left side is marked."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
     low, high = min(0.9, low / 1.15), max(1.2, high * 1.15)
     axes.set_xlim(low, high)
-    axes.axvspan(low, 1, color=RED, alpha=0.07, linewidth=0, zorder=0)
+    axes.axvspan(low / 100, 1, color=RED, alpha=0.07, linewidth=0, zorder=0)
     axes.axvline(1, color=GRAY, linewidth=0.8, zorder=1)
+    axes.set_xlim(low, high)
     steps = [m * 10.0**e for e in range(-2, 5) for m in (1, 2, 5)] if high / low < 200 else [
         10.0**e for e in range(-2, 5)]
     axes.xaxis.set_major_locator(FixedLocator([step for step in steps if low <= step <= high]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g} ×"))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.grid(True, axis="x", linewidth=0.4, color="0.85")
-    axes.set_axisbelow(True)
 
 
 def _legend(figure: Any, axes: Sequence[Any]) -> None:
     found: dict[str, Any] = {}
     for one in axes:
         found |= {label: handle for handle, label in zip(*one.get_legend_handles_labels(), strict=True)}
+    order = list(MARKS)
+    found = dict(sorted(found.items(), key=lambda item: order.index(item[0]) if item[0] in order else -1))
     figure.legend(found.values(), found.keys(), loc="outside upper center", ncols=max(1, len(found)), frameon=False,
                   handletextpad=0.2, columnspacing=1.6)
 
@@ -116,29 +124,42 @@ def speedups(path: Path, groups: dict[str, Sequence[Row]], label: Callable[[Row]
         for axes, (title, rows) in zip(panels, groups.items(), strict=True):
             _ratios_axis(axes, rows, names, label)
             axes.set_title(title, loc="left")
-        low = min(axes.dataLim.intervalx[0] for axes in panels)
-        high = max(axes.dataLim.intervalx[1] for axes in panels)
-        panels[-1].set_xlim(min(0.9, low / 1.15), max(1.2, high * 1.15))
+        every = [r for rows in groups.values() for row in rows for name in names if (r := ratio(row, name))]
+        if every:
+            panels[-1].set_xlim(min(0.9, min(every) / 1.15), max(1.2, max(every) * 1.15))
         panels[-1].set_xlabel("times as fast as the rival (logarithmic); left of 1: slower")
         _legend(figure, panels)
 
     _draw(path, (WIDTH, LINE * sum(heights) + 0.9), paint)
 
 
-def shares(path: Path, groups: dict[str, Sequence[Row]], label: Callable[[Row], str] = _name) -> None:
-    """The share of the memory limit, a bar a case; and how much of it is lost when the call allocates its outputs."""
-    groups = {title: rows for title, rows in groups.items() if rows}
-    heights = [len(rows) + 2.5 for rows in groups.values()]
+def shares(path: Path, columns: Sequence[dict[str, Sequence[Row]]], label: Callable[[Row], str] = _name) -> None:
+    """The share of the memory limit, a bar a case; and how much of it is lost when the call allocates its outputs.
+
+    One dictionary a column, in it a panel a title.
+    """
+    columns = [kept for groups in columns if (kept := {title: rows for title, rows in groups.items() if rows})]
+    heights = [[len(rows) + 2.5 for rows in groups.values()] for groups in columns]
+    tallest = max(map(sum, heights))
+    widest = max((share(row) or 0) for groups in columns for rows in groups.values() for row in rows)
 
     def paint(figure: Any) -> None:
-        panels = figure.subplots(len(groups), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
-        for axes, (title, rows) in zip(panels, groups.items(), strict=True):
-            _shares_axis(axes, rows, label)
-            axes.set_title(title, loc="left")
-        panels[-1].set_xlabel("share of the memory limit measured around the case")
-        _legend(figure, panels)
+        everything = []
+        for part, groups, lines in zip(figure.subfigures(1, len(columns), squeeze=False)[0], columns, heights,
+                                       strict=True):
+            blank = [tallest - sum(lines)] if tallest > sum(lines) else []
+            panels = part.subplots(len(groups) + len(blank), 1, squeeze=False, height_ratios=lines + blank)[:, 0]
+            for axes, (title, rows) in zip(panels, groups.items(), strict=False):
+                _shares_axis(axes, rows, label)
+                axes.set_xlim(0, max(105.0, 105 * widest))
+                axes.set_title(title, loc="left")
+                everything.append(axes)
+            everything[-1].set_xlabel("share of the memory limit")
+            if blank:
+                panels[-1].remove()
+        _legend(figure, everything)
 
-    _draw(path, (WIDTH, LINE * sum(heights) + 0.9), paint)
+    _draw(path, ((WIDTH + 1 if len(columns) > 1 else 4.5), LINE * tallest + 0.9), paint)
 
 
 def _shares_axis(axes: Any, rows: Sequence[Row], label: Callable[[Row], str]) -> None:
@@ -265,8 +286,10 @@ def threads(path: Path, rows: Sequence[Row], caches: dict[str, int]) -> None:
     def paint(figure: Any) -> None:
         axes = figure.subplots()
         for at, (family, points) in enumerate(families.items()):
-            axes.plot(*zip(*points, strict=True), linestyle="none", marker="osD^vPX*"[at % 8], markersize=4.5,
-                      color=colors[at % 8], markeredgecolor="white", markeredgewidth=0.4, label=family)
+            # Side by side where sizes are equal: an eighth of a factor of two for each family.
+            places = [(size * 2 ** ((at - len(families) / 2) / 8), gain) for size, gain in points]
+            axes.plot(*zip(*places, strict=True), linestyle="none", marker="osD^vPX*"[at % 8], markersize=4.5,
+                      color=colors[at % 8], markeredgecolor="white", markeredgewidth=0.3, label=family)
         for name, size in caches.items():
             axes.axvline(size, color="0.7", linewidth=0.8, linestyle=(0, (2, 2)), zorder=0)
             axes.text(size, 0.99, f" {name}", transform=axes.get_xaxis_transform(), fontsize=6.5, color=GRAY, va="top")
@@ -276,9 +299,9 @@ def threads(path: Path, rows: Sequence[Row], caches: dict[str, int]) -> None:
         axes.xaxis.set_major_locator(FixedLocator([1 << e for e in range(8, 33, 2)]))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: bytes_in_words(x)))
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.05 * max(count + 0.2, *(gain for points in families.values() for _, gain in points)))
         axes.set_xlabel("bytes of one array (optimizers: of all parameters)")
-        axes.set_ylabel(f"one thread's time over that of {count}")
+        axes.set_ylabel(f"speed-up of {count} threads over one")
         axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), handletextpad=0.2)
 
     _draw(path, (WIDTH, 3.0), paint)

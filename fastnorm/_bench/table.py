@@ -58,4 +58,5 @@ def show(rows: Sequence[Row]) -> None:
     lines.append(["least", "", "", "", "", *(digits(min(m)) if m else "-" for m in means)])
     print_table("Times in ms, warm, 20 % quantile; how many times as fast as each rival", columns, lines)
     say("ms: outputs allocated by the call, as the rivals do (optimizers: in place); out=: outputs given.\n"
-        "limit: share of the memory limit reached, outputs given. cold: caches evicted, threads asleep. twin: NumPy in float64.")
+        "limit: share of the memory limit reached, outputs given. cold: caches evicted, threads asleep.\n"
+        "twin: NumPy in float64.")
