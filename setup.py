@@ -5,7 +5,8 @@ pyproject.toml. Each ``fastnorm/_kernels/*.pyx`` is translated to C once and com
 ``fastnorm/_kernels/<level>/``; ``fastnorm/_runtime.py`` decides at import which level runs.
 
 Environment: ``FASTNORM_LEVELS=baseline,avx2`` builds only these levels, ``FASTNORM_OPENMP=0`` builds without OpenMP,
-``FASTNORM_JOBS=n`` sets how many compilers run at once.
+``FASTNORM_JOBS=n`` sets how many compilers run at once, ``FASTNORM_CFLAGS="-O1 -g"`` adds flags that prevail over the
+others.
 """
 
 import os
@@ -24,8 +25,8 @@ from distutils.ccompiler import new_compiler  # isort: skip
 from distutils.sysconfig import customize_compiler  # isort: skip
 
 KERNELS = Path("fastnorm/_kernels")
-# Compiled for every level. `runtime` (CPU and OpenMP facts) is compiled for the baseline only: it runs before checks.
 PER_LEVEL = ("activation", "bandwidth", "batchnorm", "optimizer", "softmax")
+BASELINE_ONLY = ("checks", "runtime")  # no arithmetic worth a level; `runtime` runs before the CPU is known
 MSVC = sys.platform == "win32"
 
 # What a level needs of the compiler. The CPU side of the same table is `fastnorm_cpu_supports` in vector.h.
@@ -88,7 +89,8 @@ def levels():
     if unknown := set(wanted) - set(known):
         raise SystemExit(f"FASTNORM_LEVELS: expected names among {', '.join(known)}, got {', '.join(sorted(unknown))}")
     return {name: flags for name, flags in known.items()
-            if (name == "baseline" or not wanted or name in wanted) and accepts(FLAG_PROBE, flags)}
+            # the baseline is not a question: where no compiler works, the build must fail
+            if name == "baseline" or ((not wanted or name in wanted) and accepts(FLAG_PROBE, flags))}
 
 
 def openmp():
@@ -106,22 +108,27 @@ def extensions():
     headers = [str(path) for pattern in ("*.h", "*.pxd") for path in sorted(KERNELS.glob(pattern))]
     translated = cythonize(
         [Extension(f"fastnorm._kernels.{name}", [str(KERNELS / f"{name}.pyx")], depends=headers)
-         for name in ("runtime", *PER_LEVEL)],
+         for name in (*BASELINE_ONLY, *PER_LEVEL)],
         build_dir="build/cython", compiler_directives=DIRECTIVES)
     openmp_compile, openmp_link = openmp()
     expanded = []
     for level, level_flags in levels().items():
-        flags = FLAGS + level_flags + openmp_compile
-        for kernel, template in zip(("runtime", *PER_LEVEL), translated, strict=True):
-            if kernel == "runtime" and level != "baseline":
+        flags = FLAGS + level_flags + openmp_compile + os.environ.get("FASTNORM_CFLAGS", "").split()
+        for kernel, template in zip((*BASELINE_ONLY, *PER_LEVEL), translated, strict=True):
+            if kernel in BASELINE_ONLY and level != "baseline":
                 continue
-            package = "fastnorm._kernels" + ("" if kernel == "runtime" else f".{level}")
+            package = "fastnorm._kernels" + ("" if kernel in BASELINE_ONLY else f".{level}")
             # Object files are named after the source, and levels compile side by side: hence a copy a level.
             source = Path("build", "levels", level, f"{kernel}.c")
             source.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(template.sources[0], source)
+            # Objects are up to date by their time; a file that changes with the flags makes other flags build anew.
+            stamp, built_with = source.with_suffix(".flags"), " ".join([*flags, *openmp_link])
+            if not stamp.exists() or stamp.read_text() != built_with:
+                stamp.write_text(built_with)
             expanded.append(Extension(
-                f"{package}.{kernel}", [str(source)], depends=headers, include_dirs=[str(KERNELS), np.get_include()],
+                f"{package}.{kernel}", [str(source)], depends=[*headers, str(stamp)],
+                include_dirs=[str(KERNELS), np.get_include()],
                 extra_compile_args=flags, extra_link_args=openmp_link,
                 define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"),
                                ("FASTNORM_BUILD_FLAGS", '"' + " ".join(flags) + '"')]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import math
 import os
 import shutil
@@ -170,21 +171,44 @@ def _bench(arguments: argparse.Namespace) -> None:
     command.bench(command.Job(**{name: options[name] for name in command.Job.__dataclass_fields__}))
 
 
+def _one_line(text: str) -> str:
+    """The text with control characters, such as a line break in a file name, written as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def _prepare_stdout() -> None:
+    """Let every name be printed, and printing go nowhere where stdout is closed (`>&-`)."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for the rest of the process
+    elif isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _abandon_stdout() -> None:
+    """Let the flush at exit succeed where stdout cannot be written any more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status."""
+    _prepare_stdout()
     try:
         arguments = _parser().parse_args(argv)
         arguments.run(arguments)
         sys.stdout.flush()
     except UserError as error:
-        print(f"fastnorm: {error}", file=sys.stderr)
+        print(f"fastnorm: {_one_line(str(error))}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt as interrupt:
-        print(f"fastnorm: interrupted{f' ({interrupt})' if str(interrupt) else ''}", file=sys.stderr)
+        print(f"fastnorm: interrupted{f' ({_one_line(str(interrupt))})' if str(interrupt) else ''}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader has seen enough, as in `... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _abandon_stdout()
         return 1
+    except OSError as error:  # a full disk under stdout, for one; files have been opened with words of their own
+        print(f"fastnorm: {_one_line(str(error))}", file=sys.stderr)
+        _abandon_stdout()
+        return USER_ERROR
     return 0
 
 

@@ -22,6 +22,7 @@ View = tuple[int, int, int]
 
 FLOAT32 = np.dtype(np.float32)
 FLOAT64 = np.dtype(np.float64)
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 # -- kinds, dtypes and shapes ------------------------------------------------------------------------------------------
@@ -71,8 +72,28 @@ def check_writeable(name: str, a: Array) -> None:
     """Require an array that may be written, each element at an address of its own."""
     if not a.flags.writeable:
         raise ValueError(f"{name}: expected a writeable array, got a read-only one")
-    if a.size > 1 and any(stride == 0 and n > 1 for n, stride in zip(a.shape, a.strides, strict=True)):
+    if not a.flags.forc and _overlaps_itself(a):
         raise ValueError(f"{name}: expected an array whose elements do not overlap, got strides {a.strides}")
+
+
+def _overlaps_itself(a: Array) -> bool:
+    """Whether two elements share a byte."""
+    if a.size == 0:
+        return False
+    reach = a.itemsize  # bytes that the axes so far span
+    for stride, n in sorted((abs(stride), n) for n, stride in zip(a.shape, a.strides, strict=True) if n > 1):
+        if stride < reach:
+            break
+        reach += stride * (n - 1)
+    else:
+        return False
+    if 0 in (stride for n, stride in zip(a.shape, a.strides, strict=True) if n > 1):
+        return True
+    offsets = np.zeros(1, np.int64)  # axes that interleave, rare: look at every element
+    for n, stride in zip(a.shape, a.strides, strict=True):
+        offsets = np.add.outer(offsets, np.arange(n) * stride).ravel()
+    offsets.sort()
+    return bool((np.diff(offsets) < a.itemsize).any())
 
 
 def check_axis(axis: object, ndim: int, name: str = "axis") -> int:

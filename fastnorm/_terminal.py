@@ -22,6 +22,10 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
+TITLE_WIDTH = len("reference")
+BAR_WIDTH = 6  # at least
+
+
 class Bar:
     """A progress bar where stdout is a terminal, nothing elsewhere; a context manager, so that Ctrl-C leaves the
     terminal as it was.
@@ -35,7 +39,7 @@ class Bar:
             self._bar = Progress(
                 TextColumn("{task.description}"), BarColumn(bar_width=None),
                 TextColumn("{task.fields[status]}"), TimeElapsedColumn(), expand=True)
-            self._task = self._bar.add_task(f"{title:9s}", total=total, completed=completed, status=status)
+            self._task = self._bar.add_task(f"{title:{TITLE_WIDTH}s}", total=total, completed=completed, status=status)
 
     def __enter__(self) -> Self:
         if self._bar is not None:
@@ -47,10 +51,16 @@ class Bar:
         if self._bar is not None:
             self._bar.stop()
 
-    def update(self, completed: float, status: str, line: str | None) -> None:
-        """Move the bar; where there is none, print the line."""
+    def update(self, completed: float, status: Sequence[str], line: str | None) -> None:
+        """Move the bar, beside it as much of the status as a narrow window has room for, its first part at least; where
+        there is no bar, print the line.
+        """
         if self._bar is not None:
-            self._bar.update(self._task, completed=completed, status=status)
+            room = self._bar.console.width - BAR_WIDTH - TITLE_WIDTH - len("0:00:00") - 3  # gaps of one
+            parts = list(status)
+            while len(parts) > 1 and len("  ".join(parts)) > room:
+                del parts[1]
+            self._bar.update(self._task, completed=completed, status="  ".join(parts))
         elif line is not None:
             say(line)
 
@@ -67,11 +77,11 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     for row in rows:
         table.add_row(*row)
     say(f"\n{title}")
+    # Wide enough for every table: a narrow terminal wraps lines, where Rich would cut numbers.
     if on_terminal():
-        Console().print(table)
+        Console(width=1000).print(table)
         return
-    # A pipe has no width: nothing is cut off, and nothing trails.
-    console = Console(width=1000, no_color=True, force_terminal=False)
+    console = Console(width=1000, no_color=True, force_terminal=False)  # in a pipe, nothing trails either
     with console.capture() as capture:
         console.print(table)
     say("\n".join(line.rstrip() for line in capture.get().splitlines() if line.strip()))

@@ -17,6 +17,7 @@ import numpy as np
 
 from ._arrays import (
     FLOAT32,
+    FLOAT32_MAX,
     Array,
     _block_order,
     check_array,
@@ -35,7 +36,6 @@ from ._runtime import get_num_threads, kernels
 __all__ = ["celu", "celu_backward", "dropout", "dropout_backward", "elu", "elu_backward", "leaky_relu",
            "leaky_relu_backward", "relu", "relu_backward", "sigmoid", "sigmoid_backward", "tanh", "tanh_backward"]
 
-_FLOAT32_MAX = float(np.finfo(np.float32).max)
 _FLOAT32_TINY = float(np.finfo(np.float32).tiny)
 _WORDS = 1 << 32  # how many values a random word has
 _MAX_SEED = (1 << 64) - 1
@@ -66,7 +66,7 @@ def _check_factor(name: str, value: object, dtype: np.dtype[Any], *, positive: b
     """A finite number >= 0 that is still one (> 0 and normal if ``positive``) after rounding to the dtype."""
     factor = check_number(name, value)
     single = dtype == FLOAT32
-    if single and factor > _FLOAT32_MAX:
+    if single and factor > FLOAT32_MAX:
         raise ValueError(f"{name}: expected a number that float32 can hold, got {factor:g}")
     if positive and factor < (_FLOAT32_TINY if single else 2.0**-1022):
         raise ValueError(f"{name}: expected a number > 0 (and normal in {dtype.name}), got {factor:g}")

@@ -190,6 +190,8 @@ class Moments:
     def _check(self, x: Any) -> tuple[Array, int]:
         """Check an array against the axis and the channels so far; return it and the axis from the front."""
         x = check_array("x", x)
+        if x.ndim == 0:
+            raise ValueError("x: expected at least 1 dimension, got 0")
         axis = check_axis(self.axis, x.ndim)
         if self._mean is not None and x.shape[axis] != len(self._mean):
             raise ValueError(f"x: expected {len(self._mean)} channels along axis {self.axis}, got shape {x.shape}")

@@ -12,6 +12,8 @@ import numpy as np
 
 from . import _runtime
 from ._arrays import (
+    FLOAT32,
+    FLOAT32_MAX,
     Array,
     View,
     block,
@@ -28,6 +30,7 @@ from ._arrays import (
     matching,
     write_back,
 )
+from ._kernels import checks
 from ._runtime import kernels
 
 __all__ = ["BatchNormCache", "batch_norm_backward", "batch_norm_forward", "batch_norm_inference"]
@@ -82,7 +85,14 @@ def _check_activation(activation: object, negative_slope: object) -> tuple[int, 
     """Check the fused activation; return the kernels' number for it and the slope."""
     if activation is not None:
         check_choice("activation", activation, ACTIVATIONS)
-    return ACTIVATIONS[activation], check_number("negative_slope", negative_slope, low=-math.inf)  # type: ignore[index]  # just checked
+    slope = check_number("negative_slope", negative_slope, low=-math.inf)
+    return ACTIVATIONS[activation], slope  # type: ignore[index]  # just checked
+
+
+def _check_slope_fits(slope: float, x: Array) -> None:
+    """Check that x's dtype can hold the slope."""
+    if abs(slope) > FLOAT32_MAX and x.dtype == FLOAT32:
+        raise ValueError(f"negative_slope: expected a number that float32 can hold, got {slope:g}")
 
 
 def _check_out(out: Any, x: Array, others: tuple[tuple[str, Array | None], ...],
@@ -98,17 +108,28 @@ def _check_forward(x: Any, gamma: Any, beta: Any, running_mean: Any, running_var
                    momentum: Any, eps: Any, unbiased_running_var: Any, activation: Any, negative_slope: Any,
                    residual: Any, out: Any) -> tuple[int, int, float]:
     """Check every argument of `batch_norm_forward`; return axis, activation number and slope."""
-    x, axis = _check_input(x, axis)
-    _check_parameters(x, axis, gamma, beta, running_mean, running_var, residual)
-    if (running_mean is None) != (running_var is None):
-        absent, present = ("running_mean", "running_var")[:: 1 if running_mean is None else -1]
-        raise ValueError(f"{absent}: expected an array beside {present}, got None")
+    check_flag("training", training)
     check_flag("unbiased_running_var", unbiased_running_var)
     check_number("momentum", momentum, high=1.0)
     check_number("eps", eps)
     number, slope = _check_activation(activation, negative_slope)
-    if check_flag("training", training):
-        values = math.prod(x.shape[:axis] + x.shape[axis + 1:])
+    at = checks.batch_norm_arrays(x, axis, gamma, beta, running_mean, running_var, residual, out, training)
+    if at < 0:
+        at = _check_forward_arrays(x, gamma, beta, running_mean, running_var, axis, training, residual, out)
+    _check_slope_fits(slope, x)
+    return at, number, slope
+
+
+def _check_forward_arrays(x: Any, gamma: Any, beta: Any, running_mean: Any, running_var: Any, axis: Any, training: bool,
+                          residual: Any, out: Any) -> int:
+    """Check the arrays of `batch_norm_forward` one by one; return the axis counted from the front."""
+    x, at = _check_input(x, axis)
+    _check_parameters(x, at, gamma, beta, running_mean, running_var, residual)
+    if (running_mean is None) != (running_var is None):
+        absent, present = ("running_mean", "running_var")[:: 1 if running_mean is None else -1]
+        raise ValueError(f"{absent}: expected an array beside {present}, got None")
+    if training:
+        values = math.prod(x.shape[:at] + x.shape[at + 1:])
         if values < 2:
             raise ValueError(f"x: expected more than one value per channel in training, got {values} (shape {x.shape})")
         if running_mean is not None:
@@ -121,22 +142,25 @@ def _check_forward(x: Any, gamma: Any, beta: Any, running_mean: Any, running_var
         raise ValueError("running_mean: expected an array with training=False, got None")
     _check_out(out, x, (("x", x), ("gamma", gamma), ("beta", beta), ("running_mean", running_mean),
                         ("running_var", running_var), ("residual", residual)))
-    return axis, number, slope
+    return at
 
 
 def _check_inference(x: Any, running_mean: Any, running_var: Any, gamma: Any, beta: Any, axis: Any, eps: Any,
                      activation: Any, negative_slope: Any, residual: Any, out: Any) -> tuple[int, int, float]:
     """Check every argument of `batch_norm_inference`; return axis, activation number and slope."""
-    x, axis = _check_input(x, axis)
-    for name, vector in (("running_mean", running_mean), ("running_var", running_var)):
-        if vector is None:
-            raise TypeError(f"{name}: expected a numpy.ndarray, got NoneType")
-    _check_parameters(x, axis, gamma, beta, running_mean, running_var, residual)
     check_number("eps", eps)
     number, slope = _check_activation(activation, negative_slope)
-    _check_out(out, x, (("x", x), ("residual", residual), ("gamma", gamma), ("beta", beta),
-                        ("running_mean", running_mean), ("running_var", running_var)), may_equal=("x", "residual"))
-    return axis, number, slope
+    at = checks.batch_norm_arrays(x, axis, gamma, beta, running_mean, running_var, residual, out, False)
+    if at < 0:
+        x, at = _check_input(x, axis)
+        for name, vector in (("running_mean", running_mean), ("running_var", running_var)):
+            if vector is None:
+                raise TypeError(f"{name}: expected a numpy.ndarray, got NoneType")
+        _check_parameters(x, at, gamma, beta, running_mean, running_var, residual)
+        _check_out(out, x, (("x", x), ("residual", residual), ("gamma", gamma), ("beta", beta),
+                            ("running_mean", running_mean), ("running_var", running_var)), may_equal=("x", "residual"))
+    _check_slope_fits(slope, x)
+    return at, number, slope
 
 
 def _check_backward(dy: Any, cache: Any, cache_type: type, out: Any) -> None:
@@ -145,6 +169,8 @@ def _check_backward(dy: Any, cache: Any, cache_type: type, out: Any) -> None:
         raise TypeError("cache: expected what batch_norm_forward of the same module returned, "
                         f"got {type(cache).__name__}")
     x, residual = cache.x, cache.residual  # type: ignore[attr-defined]  # both cache types have them
+    if checks.batch_norm_gradients(dy, x, residual, out):
+        return
     check_like("dy", dy, x.shape, x.dtype)
     _check_out(out, x, (("dy", dy), ("x", x), ("residual", residual)), may_equal=("dy",) if residual is None else ())
 

@@ -13,12 +13,13 @@ import numpy as np
 
 from . import updates
 from ._arrays import Array, check_integer, check_like, check_number
+from ._backend import Backend, HasBackend
 from .updates import Arrays, check_lists
 
 __all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Optimizer", "RMSProp"]
 
 
-class Optimizer:
+class Optimizer(HasBackend):
     """What the optimizers share: parameters, buffers, the step, and the state as a dictionary.
 
     A subclass names the function that updates (``_function``) and says which buffers it takes (`_buffer_names`); its
@@ -27,10 +28,10 @@ class Optimizer:
 
     _function: ClassVar[str]
 
-    def __init__(self, params: Arrays, lr: float, options: dict[str, Any], backend: Any, fill: float = 0.0) -> None:
+    def __init__(self, params: Arrays, lr: float, options: dict[str, Any], backend: Backend, fill: float = 0.0) -> None:
+        super().__init__(backend)
         self._single = isinstance(params, np.ndarray)
         self.params: tuple[Array, ...] = check_lists(("params", params, True)).arrays[0]
-        self._backend = updates if backend is None else backend
         self._lr, self._options = self._checked(lr, options)
         self._steps = 0
         self._buffers = {name: tuple([np.full_like(p, fill, subok=False) for p in self.params])
@@ -64,7 +65,7 @@ class Optimizer:
             If the gradients do not match the parameters. Neither parameters nor state have changed then.
         """
         buffers = {name: self._as_given(arrays) for name, arrays in self._buffers.items()}
-        update = getattr(self._backend, self._function)
+        update = getattr(self._functions, self._function)
         update(self._as_given(self.params), grads, lr=self._lr, **buffers,
                **self._arguments(self._options, self._steps + 1))
         self._steps += 1
@@ -181,7 +182,7 @@ class SGD(Optimizer):
     maximize : bool, default False
         Ascend in place of descend.
     backend : module, optional
-        Where the update functions are: ``fastnorm.reference`` for the NumPy twins. The compiled ones by default.
+        Where the update functions are looked up: `fastnorm` by default.
 
     Raises
     ------
@@ -206,7 +207,7 @@ class SGD(Optimizer):
 
     def __init__(self, params: Arrays, lr: float = 1e-3, momentum: float = 0.0, dampening: float = 0.0,
                  weight_decay: float = 0.0, nesterov: bool = False, *, maximize: bool = False,
-                 backend: Any = None) -> None:
+                 backend: Backend = None) -> None:
         super().__init__(params, lr, {"momentum": momentum, "dampening": dampening, "weight_decay": weight_decay,
                                       "nesterov": nesterov, "maximize": maximize}, backend)
 
@@ -254,7 +255,7 @@ class RMSProp(Optimizer):
     eps_inside_sqrt : bool, default False
         Add eps under the root, as Keras and Optax do.
     backend : module, optional
-        Where the update functions are: ``fastnorm.reference`` for the NumPy twins. The compiled ones by default.
+        Where the update functions are looked up: `fastnorm` by default.
 
     Raises
     ------
@@ -277,7 +278,7 @@ class RMSProp(Optimizer):
 
     def __init__(self, params: Arrays, lr: float = 1e-2, alpha: float = 0.99, eps: float = 1e-8,
                  weight_decay: float = 0.0, momentum: float = 0.0, centered: bool = False, maximize: bool = False, *,
-                 eps_inside_sqrt: bool = False, backend: Any = None) -> None:
+                 eps_inside_sqrt: bool = False, backend: Backend = None) -> None:
         super().__init__(params, lr, {"alpha": alpha, "eps": eps, "weight_decay": weight_decay, "momentum": momentum,
                                       "centered": centered, "maximize": maximize, "eps_inside_sqrt": eps_inside_sqrt},
                          backend)
@@ -311,7 +312,7 @@ class Adam(Optimizer):
     epsilon_hat : bool, default False
         Add eps to the uncorrected root, as Keras, scikit-learn and ONNX do.
     backend : module, optional
-        Where the update functions are: ``fastnorm.reference`` for the NumPy twins. The compiled ones by default.
+        Where the update functions are looked up: `fastnorm` by default.
 
     Raises
     ------
@@ -338,7 +339,7 @@ class Adam(Optimizer):
 
     def __init__(self, params: Arrays, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
                  weight_decay: float = 0.0, amsgrad: bool = False, *, maximize: bool = False,
-                 decoupled_weight_decay: bool = False, epsilon_hat: bool = False, backend: Any = None) -> None:
+                 decoupled_weight_decay: bool = False, epsilon_hat: bool = False, backend: Backend = None) -> None:
         super().__init__(params, lr, {"betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad,
                                       "maximize": maximize, "decoupled_weight_decay": decoupled_weight_decay,
                                       "epsilon_hat": epsilon_hat}, backend)
@@ -372,7 +373,7 @@ class AdamW(Adam):
     epsilon_hat : bool, default False
         Add eps to the uncorrected root, as Keras, scikit-learn and ONNX do.
     backend : module, optional
-        Where the update functions are: ``fastnorm.reference`` for the NumPy twins. The compiled ones by default.
+        Where the update functions are looked up: `fastnorm` by default.
 
     Raises
     ------
@@ -393,7 +394,7 @@ class AdamW(Adam):
 
     def __init__(self, params: Arrays, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
                  weight_decay: float = 1e-2, amsgrad: bool = False, *, maximize: bool = False,
-                 epsilon_hat: bool = False, backend: Any = None) -> None:
+                 epsilon_hat: bool = False, backend: Backend = None) -> None:
         super().__init__(params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize,
                          decoupled_weight_decay=True, epsilon_hat=epsilon_hat, backend=backend)
 
@@ -418,7 +419,7 @@ class Adagrad(Optimizer):
     maximize : bool, default False
         Ascend in place of descend.
     backend : module, optional
-        Where the update functions are: ``fastnorm.reference`` for the NumPy twins. The compiled ones by default.
+        Where the update functions are looked up: `fastnorm` by default.
 
     Raises
     ------
@@ -441,7 +442,7 @@ class Adagrad(Optimizer):
 
     def __init__(self, params: Arrays, lr: float = 1e-2, lr_decay: float = 0.0, weight_decay: float = 0.0,
                  initial_accumulator_value: float = 0.0, eps: float = 1e-10, *, maximize: bool = False,
-                 backend: Any = None) -> None:
+                 backend: Backend = None) -> None:
         fill = check_number("initial_accumulator_value", initial_accumulator_value)
         super().__init__(params, lr, {"lr_decay": lr_decay, "eps": eps, "weight_decay": weight_decay,
                                       "maximize": maximize}, backend, fill)

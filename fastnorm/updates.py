@@ -25,6 +25,7 @@ from ._arrays import (
     is_dense,
     matching,
 )
+from ._kernels import checks
 from ._runtime import kernels
 
 __all__ = ["adagrad_step", "adam_step", "clip_grad_norm", "momentum_step", "rmsprop_step"]
@@ -64,7 +65,7 @@ def check_lists(*arguments: Argument) -> Lists:
         for name, arrays in zip(names, lists, strict=True):
             if len(arrays) != len(lists[0]):
                 raise ValueError(f"{name}: expected {len(lists[0])} arrays as in {first_name}, got {len(arrays)}")
-    if kernels.optimizer.all_well(lists, written):
+    if checks.optimizer_lists(lists, written):
         return Lists(lists, written, True)
 
     labeled = [[(name if single else f"{name}[{i}]", a) for i, a in enumerate(arrays)]

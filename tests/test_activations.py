@@ -339,3 +339,29 @@ def test_backward_errors(backend, name, changes, exception, message):
     saved = "y" if name in ("sigmoid", "tanh") else "x"
     raises(lambda: getattr(backend, name + "_backward")(arguments["dy"], arguments["saved"], out=arguments["out"]),
            exception, message.format(saved=saved), *arguments.values())
+
+
+@pytest.mark.filterwarnings("ignore:the matrix subclass")
+@pytest.mark.parametrize("module", [fn, reference])
+@pytest.mark.parametrize("name", ["relu", "leaky_relu", "elu", "celu", "sigmoid", "tanh"])
+def test_subclasses_count_as_plain_arrays(module, name):
+    a, x = np.arange(4.0).reshape(2, 2), np.array([[-0.5, 0.5], [0.25, -0.25]])
+    f, backward = getattr(module, name), getattr(module, f"{name}_backward")
+    np.testing.assert_array_equal(f(x.view(np.matrix)), f(x))
+    np.testing.assert_array_equal(backward(a.view(np.matrix), x.view(np.matrix)), backward(a, x))
+
+
+@pytest.mark.parametrize("module", [fn, reference])
+@pytest.mark.parametrize(("strides", "fits"), [((12, 8), True), ((8, 20), True), ((16, 8), False), ((4, 4), False),
+                                               ((0, 4), False), ((24, 2), False), ((-12, 8), True), ((8, -8), False)])
+def test_out_that_overlaps_itself(module, strides, fits):
+    """Two rows of three: axes may interleave, elements may not meet."""
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    raw = np.zeros(40, np.float32)
+    out = np.lib.stride_tricks.as_strided(raw[20:], x.shape, strides)
+    if fits:
+        np.testing.assert_array_equal(module.relu(x, out=out), x)
+        return
+    with pytest.raises(ValueError, match=r"^out: expected an array whose elements do not overlap, got strides"):
+        module.relu(x, out=out)
+    assert not raw.any()

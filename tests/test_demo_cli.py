@@ -177,11 +177,14 @@ def test_a_last_batch_of_one_row(tmp_path, rng, capsys, n):
 
 
 @needs_extra
-def test_progress_bar_on_a_terminal():
-    """A pseudo-terminal: the bar is drawn, and the cursor is there again afterwards."""
+@pytest.mark.parametrize(("columns", "status"), [
+    ("100", r"4/4  loss [\d.]+  accuracy +[\d.]+%  test +[\d.]+%"), ("60", r"4/4  accuracy +[\d.]+%  test +[\d.]+%"),
+    ("40", "4/4")])
+def test_progress_bar_on_a_terminal(columns, status):
+    """A pseudo-terminal: the bar is drawn, in a narrow window too, and the cursor is there again afterwards."""
     leader, follower = pty.openpty()
     with subprocess.Popen([sys.executable, "-m", "fastnorm", "train", "--epochs", "4"], stdout=follower,
-                          stderr=follower, env=environment(TERM="xterm-256color", COLUMNS="100")) as process:
+                          stderr=follower, env=environment(TERM="xterm-256color", COLUMNS=columns)) as process:
         os.close(follower)
         chunks = []
         while select.select([leader], [], [], 60)[0]:
@@ -195,7 +198,8 @@ def test_progress_bar_on_a_terminal():
         assert process.wait(60) == 0
     os.close(leader)
     text = b"".join(chunks).decode()
-    assert re.search(r"fastnorm.*━.*4/4  loss [\d.]+  accuracy +[\d.]+%  test +[\d.]+%", text)
+    assert re.search(rf"fastnorm[^\n]*━[^\n]*{status}[^\n]*\d:\d\d:\d\d", text)
+    assert "…" not in text  # no number is cut off
     assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")  # show the cursor, after the last hide
     assert "test accuracy" in text
 
@@ -293,6 +297,36 @@ def test_a_reader_that_leaves():
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 1
+
+
+@needs_extra
+@pytest.mark.parametrize("arguments", [["info"], ["train", "--epochs", "1"]], ids=" ".join)
+def test_an_output_that_cannot_be_written(arguments):
+    """`... > /dev/full`, a full disk, is one line; `... >&-`, none at all, is no reason to stop."""
+    command = [sys.executable, "-m", "fastnorm", *arguments]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=environment())
+    assert done.returncode == 2
+    assert_one_line(done.stderr, "No space left on device")
+    done = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *command], stderr=subprocess.PIPE, text=True, check=False,
+                          env=environment())
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@needs_extra
+def test_names_that_the_terminal_cannot_show(tmp_path, rng):
+    """An undecodable file name, letters that an ASCII terminal lacks, a line break: written as escapes."""
+    data, file = tmp_path / "donn\N{LATIN SMALL LETTER E WITH ACUTE}es", tmp_path / os.fsdecode(b"\xff.npz")
+    data.mkdir()
+    write_set(data, rng)
+    done = run("train", "--data", data, "--epochs", 1, "--save", file, PYTHONIOENCODING="ascii:strict")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "donn\\xe9es: " in done.stdout
+    assert "\\udcff.npz" in done.stdout
+    assert file.exists()
+    done = run("train", "--data", tmp_path / "two\nlines")
+    assert done.returncode == 2
+    assert_one_line(done.stderr, "two\\nlines: no such directory")
 
 
 # -- checkpoints -------------------------------------------------------------------------------------------------------
@@ -415,6 +449,11 @@ MISTAKES_OF_TRAINING = [
     (["--load", "data.npz"], "was trained on other data"),
     (["--save", "absent/run.npz"], "--save: absent: no such directory"),
     (["--save", "."], "expected a file name, got a directory"),
+    (["--save", "pipe"], "--save: pipe: expected a file name, got a device, pipe or socket"),
+    (["--save", "loop"], "--save: loop: "),
+    (["--save", "dangling"], "absent: no such directory"),
+    (["--save", "x" * 300], ": File name too long"),
+    (["--plot", "x" * 300 + ".png"], ": File name too long"),
     (["--plot", "absent/figure.png"], "--plot: absent: no such directory"),
     (["--plot", "figure.docx"], "--plot: figure.docx: expected a file name that ends in one of"),
     (["--plot", "figure"], "--plot: figure: expected a file name that ends in one of"),
@@ -451,6 +490,9 @@ def folder(tmp_path_factory):
     spoil("rng", order_rng={"bit_generator": "MT19937"})
     spoil("data", data={"name": "digits", "fingerprint": 1})
     (folder / "text").write_text("epoch 1\n")
+    os.mkfifo(folder / "pipe")
+    (folder / "loop").symlink_to("loop")
+    (folder / "dangling").symlink_to("absent/run.npz")
     (folder / "idx").mkdir()
     write_set(folder / "idx", np.random.default_rng(0))
     return folder

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import io
+import pickle
 
 import numpy as np
 import pytest
@@ -242,6 +244,16 @@ def test_dense_initializers(name):
     np.testing.assert_array_equal(Dense(4, 3, init=name, rng=5).weight, getattr(fn.init, name)((4, 3), rng=5))
 
 
+def test_initial_weights_are_copied():
+    """Two networks that begin with the same array do not train each other; a read-only one can be trained."""
+    start = np.ones((3, 2), np.float32)
+    start.flags.writeable = False
+    one, other = (Dense(3, 2, init=lambda shape, rng, dtype: start) for _ in range(2))
+    one.weight += 1
+    assert (one.weight == 2).all()
+    assert (other.weight == 1).all()
+
+
 def test_dropout_masks_are_fresh_and_reproducible(backend):
     x = np.ones((50, 20), np.float32)
     first, second = Dropout(0.5, seed=3, backend=backend), Dropout(0.5, seed=3, backend=backend)
@@ -333,6 +345,29 @@ def test_resumed_training_goes_on_with_the_same_bits(backend, rng):
         np.testing.assert_array_equal(y, z)
         np.testing.assert_array_equal(model.backward(y), resumed.backward(z))
     np.testing.assert_array_equal(model.forward(x, training=False), resumed.forward(x, training=False))
+
+
+def through_pickle(a):
+    return pickle.loads(pickle.dumps(a))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, through_pickle])
+@pytest.mark.parametrize("given", [None, fn, fn.reference], ids=["default", "compiled", "reference"])
+def test_copied_and_pickled_training_goes_on_with_the_same_bits(copied, given, dtype, rng):
+    """Network, loss and optimizer at once, in the middle of a step: a copied optimizer updates the copied network."""
+    model = network(given, dtype)
+    whole = model, SoftmaxCrossEntropy(backend=given), fn.optim.Adam(model.params, backend=given)
+    x, labels = rng.standard_normal((6, 5)).astype(dtype), rng.integers(0, 4, 6)
+    whole[1].forward(model.forward(x), labels)
+    other = copied(whole)
+    assert [part.backend for part in other] == [None, given, given]  # Sequential itself calls no function
+    for model, loss, optimizer in (whole, other):
+        model.backward(loss.backward())
+        optimizer.step(model.grads)
+    for a, b in zip(whole[0].params, other[0].params, strict=True):
+        assert a is not b
+        assert a.tobytes() == b.tobytes()
+    assert whole[0].forward(x).tobytes() == other[0].forward(x).tobytes()
 
 
 def test_state_is_a_copy(backend, rng):

@@ -489,3 +489,14 @@ def test_pytorch(options, rng):
         loss, dx = fn.softmax_cross_entropy(x, targets, **keywords)
         np.testing.assert_allclose(loss, expected.detach().numpy(), rtol=1e-13, atol=1e-14)
         np.testing.assert_allclose(dx, leaf.grad.numpy(), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.filterwarnings("ignore:the matrix subclass")
+@pytest.mark.parametrize("module", [fn, reference])
+def test_subclasses_count_as_plain_arrays(module):
+    x, y = np.arange(24.0).reshape(3, 4, 2) % 5, np.array([[0, 1], [2, 3], [3, 0]])
+    for logits, targets in ((x, y.view(np.matrix)), (x[..., 0].view(np.matrix), y[:, 0]),
+                            (x[..., 0], x[..., 1].copy().view(np.matrix))):
+        expected = module.softmax_cross_entropy(np.asarray(logits), np.asarray(targets), axis=1)
+        for a, b in zip(module.softmax_cross_entropy(logits, targets, axis=1), expected, strict=True):
+            np.testing.assert_array_equal(a, b)

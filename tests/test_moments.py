@@ -159,6 +159,7 @@ ERRORS = [
     (lambda: seen().update(np.ones((3, 2), int)), TypeError, "x: expected dtype float32 or float64, got int64"),
     (lambda: seen().update(np.ones((3, 4))), ValueError, "x: expected 2 channels along axis 1, got shape (3, 4)"),
     (lambda: seen().update(np.ones(2)), ValueError, "axis: expected an integer in [-1, 0] for 1 dimensions, got 1"),
+    (lambda: fn.Moments().update(np.array(1.0)), ValueError, "x: expected at least 1 dimension, got 0"),
     (lambda: seen().merge(3), TypeError, "other: expected a Moments object, got int"),
     (lambda: seen().standardize(np.ones((3, 4))), ValueError, "x: expected 2 channels along axis 1, got shape (3, 4)"),
     (lambda: seen().standardize(X, eps=-1), ValueError, "eps: expected a finite number >= 0, got -1"),
@@ -186,3 +187,14 @@ def test_merge_of_other_channels_changes_nothing():
         m.merge(other)
     assert_unchanged(before, m.mean, m.var())
     assert m.count == 2
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+@pytest.mark.parametrize("shape", [(500, 3), (3, 3, 700)])
+def test_float32_whose_squares_a_float_cannot_hold(level, size, shape, rng):
+    x = (rng.standard_normal(shape) * size).astype(np.float32)
+    fast, twin = fn.Moments(), reference.Moments()
+    for m in (fast, twin):
+        m.update(x)
+    np.testing.assert_allclose(fast.var(), twin.var(), rtol=1e-14)
+    np.testing.assert_allclose(fast.standardize(x), twin.standardize(x), rtol=1e-4, atol=1e-6)

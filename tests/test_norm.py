@@ -399,6 +399,63 @@ def test_nonfinite_values_propagate_as_in_the_twin(level, value, shape, axis, na
             np.testing.assert_array_equal(*infinite, err_msg=f"result {i}")
 
 
+@pytest.mark.parametrize("size", [1e-30, 1e-20, 1e20, 1e30, 1e37])
+@pytest.mark.parametrize(("shape", "axis"), [((70, 5), 1), ((3, 4, 300), 1), ((9, 4, 3, 3), 1), ((4, 3, 5000), 1),
+                                             ((40000, 10), 1)])
+def test_values_whose_squares_a_float_cannot_hold(level, size, shape, axis, rng):
+    """The twin's statistics are in double: float sums that overflow or vanish must not be seen in the results."""
+    args, dy = make(rng, shape, axis, np.float32)
+    args["x"] = (args["x"].astype(np.float64) * size).astype(np.float32)
+    args["running_mean"] *= 0
+    dy *= 100  # products with x overflow too
+    results = []
+    for module in (fn, reference):
+        copies = {k: None if v is None else v.copy() for k, v in args.items()}
+        y, cache = module.batch_norm_forward(**copies, axis=axis, eps=0.0)
+        results.append((y, copies["running_mean"], copies["running_var"], *module.batch_norm_backward(dy, cache)))
+    (y, mean, var, dx, dgamma, dbeta), expected = results
+    others = tuple(i for i in range(y.ndim) if i != axis)
+    x, n = args["x"].astype(np.float64), y.size // shape[axis]
+    xhat = np.abs((x - x.mean(others, keepdims=True)) / x.std(others, keepdims=True))
+    scale = np.abs(along(axis, args["gamma"], y.ndim))
+    # Tolerances as in `compare`; the scale of 1e37's deviations is near the subnormals: 3 bits less.
+    assert_close(y, expected[0], ulps=16, scale=scale * (xhat + 0.3) + np.abs(along(axis, args["beta"], y.ndim)))
+    assert_close(mean, expected[1], ulps=16, scale=size)
+    assert_close(var, expected[2], ulps=16)
+    sums, products = np.abs(dy).sum(others), (np.abs(dy) * xhat).sum(others)
+    terms = np.abs(dy) + along(axis, sums, y.ndim) / n + xhat * along(axis, products, y.ndim) / n
+    assert_close(dx, expected[3], ulps=16, scale=scale * terms / x.std(others, keepdims=True))
+    assert_close(dgamma, expected[4], ulps=16, scale=products + 0.3 * sums)
+    assert_close(dbeta, expected[5], ulps=16, scale=sums)
+
+
+@pytest.mark.filterwarnings("ignore:the matrix subclass")
+@pytest.mark.parametrize("module", [fn, reference])
+def test_subclasses_count_as_plain_arrays(module, rng):
+    """The * of np.matrix is matrix multiplication."""
+    x, v = rng.standard_normal((4, 4)), np.ones(4)
+    for residual in (None, x):
+        y, cache = module.batch_norm_forward(x.view(np.matrix), v, v, residual=residual)
+        expected, plain = module.batch_norm_forward(x, v, v, residual=residual)
+        np.testing.assert_array_equal(y, expected)
+        for a, b in zip(module.batch_norm_backward(x.view(np.matrix), cache), module.batch_norm_backward(x, plain),
+                        strict=True):
+            assert type(a) is np.ndarray
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("module", [fn, reference])
+def test_backward_refuses_x_only_where_the_cache_refers_to_it(module, rng):
+    dense, strided = rng.standard_normal((6, 4)), rng.standard_normal((6, 8))[:, ::2]
+    for x, refers in ((dense, True), (dense.T, True), (strided, False)):
+        y, cache = module.batch_norm_forward(x)
+        if refers:
+            with pytest.raises(ValueError, match=r"^out: expected an array that does not overlap x"):
+                module.batch_norm_backward(y, cache, out=x)
+        else:
+            assert module.batch_norm_backward(y, cache, out=x)[0] is x
+
+
 def test_more_threads_than_channels_and_cores(rng):
     before = fn.get_num_threads()
     fn.set_num_threads(64)
@@ -463,12 +520,15 @@ FORWARD_ERRORS = [
     ({"activation": "gelu"}, ValueError, "activation: expected one of None, 'relu', 'leaky_relu', got 'gelu'"),
     ({"activation": 1}, TypeError, "activation: expected one of None, 'relu', 'leaky_relu', got int"),
     ({"negative_slope": float("nan")}, ValueError, "negative_slope: expected a finite number, got nan"),
+    ({"negative_slope": 1e39}, ValueError, "negative_slope: expected a number that float32 can hold, got 1e+39"),
     ({"negative_slope": None}, TypeError, "negative_slope: expected a real number, got NoneType"),
     ({"residual": X[:2]}, ValueError, "residual: expected shape (4, 6), got (2, 6)"),
     ({"residual": X.astype(float)}, TypeError, "residual: expected dtype float32, got float64"),
     ({"out": X[:2].copy()}, ValueError, "out: expected shape (4, 6), got (2, 6)"),
     ({"out": X.astype(float)}, TypeError, "out: expected dtype float32, got float64"),
     ({"out": read_only(X)}, ValueError, "out: expected a writeable array, got a read-only one"),
+    ({"out": np.lib.stride_tricks.as_strided(np.zeros(9, np.float32), (4, 6), (4, 4))}, ValueError,
+     "out: expected an array whose elements do not overlap, got strides (4, 4)"),
 ]
 
 

@@ -244,3 +244,12 @@ def test_out_beside_x():
     expected = fn.softmax(x.copy())
     np.testing.assert_array_equal(fn.softmax(x, out=out), expected)
     np.testing.assert_array_equal(raw[:, ::2], np.arange(24).reshape(3, 8)[:, ::2])
+
+
+@pytest.mark.filterwarnings("ignore:the matrix subclass")
+@pytest.mark.parametrize("module", [fn, reference])
+def test_subclasses_count_as_plain_arrays(module):
+    x = np.arange(12.0).reshape(3, 4)
+    for f in (module.softmax, module.log_softmax):
+        assert type(f(x.view(np.matrix))) is np.ndarray
+        np.testing.assert_array_equal(f(x.view(np.matrix)), f(x))

@@ -11,7 +11,7 @@ import pytest
 from conftest import TAILS, assert_close, assert_unchanged, snapshot
 
 import fastnorm as fn
-from fastnorm._runtime import kernels
+from fastnorm._kernels import checks
 from fastnorm.reference import updates as reference
 
 # -- the formulas, written once more -----------------------------------------------------------------------------------
@@ -227,7 +227,7 @@ def test_gaps_of_a_strided_array_are_left_alone(rng):
     np.testing.assert_array_equal(large, before)
 
 
-def mixed_lists(case, rng, sizes=((40, 50), (3,), (), (0, 4), (70_001,), (2, 3, 4, 5), (1,))):
+def mixed_lists(case, rng, sizes=((40, 50), (3,), (), (0, 4), (140_001,), (2, 3, 4, 5), (1,))):
     """Lists whose parameters alternate in dtype."""
     items = [random_arguments(case, shape, (np.float32, np.float64)[i % 2], rng) for i, shape in enumerate(sizes)]
     return items, {name: [item[name] for item in items] for name in items[0]}
@@ -409,9 +409,9 @@ def test_subclasses_and_permuted_blocks(tmp_path, rng):
     fn.momentum_step(file, np.ones((3, 4)), np.zeros((3, 4)), lr=0.25)
     np.testing.assert_array_equal(file, 0.75)
     permuted = [rng.standard_normal((2, 3, 4, 5)).transpose(0, 3, 1, 2) for _ in range(4)]
-    assert kernels.optimizer.all_well(tuple((a,) for a in permuted), (True,) * 4)
+    assert checks.optimizer_lists(tuple((a,) for a in permuted), (True,) * 4)
     permuted[1] = permuted[1].copy(order="C")
-    assert not kernels.optimizer.all_well(tuple((a,) for a in permuted), (True,) * 4)
+    assert not checks.optimizer_lists(tuple((a,) for a in permuted), (True,) * 4)
 
 
 # -- trajectories ------------------------------------------------------------------------------------------------------
@@ -668,3 +668,38 @@ def test_a_shared_byte_among_many_ranges_is_found(start):
 
 def params_like(params):
     return [np.ones_like(p) for p in params]
+
+
+@pytest.mark.filterwarnings("ignore:the matrix subclass")
+@pytest.mark.parametrize("module", [fn, reference])
+def test_subclasses_count_as_plain_arrays(module):
+    """The ** of np.matrix is the matrix power."""
+    plain = [np.arange(4.0).reshape(2, 2) + k for k in range(4)]
+    matrices = [a.copy().view(np.matrix) for a in plain]
+    for arrays in (plain, matrices):
+        module.adam_step(*arrays, step=3)
+        module.rmsprop_step(*arrays[:3])
+        module.adagrad_step(*arrays[:3], step=2)
+        module.momentum_step(*arrays[:3], lr=0.1)
+        assert module.clip_grad_norm(arrays, 1.0) > 1
+    for a, b in zip(plain, matrices, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_squares_of_large_gradients_overflow_only_in_the_average(level):
+    """(1 - beta) * g**2 fits float32 where g**2 does not."""
+    for name, arrays in (("adam_step", 4), ("rmsprop_step", 3)):
+        fast, twin = ([np.full(70, value, np.float32) for value in (1.0, 1e20, 0.0, 0.0)[:arrays]] for _ in range(2))
+        options = {"step": 1} if arrays == 4 else {"alpha": 0.999}
+        getattr(fn, name)(*fast, **options)
+        getattr(reference, name)(*twin, **options)
+        assert np.isfinite(fast[-1]).all()
+        for a, b in zip(fast, twin, strict=True):
+            assert_close(a, b, ulps=4)
+
+
+def test_clipping_large_gradients_to_a_small_norm(level):
+    """The factor itself is too small for float32."""
+    fast, twin = (np.linspace(-1e38, 1e38, 70, dtype=np.float32) for _ in range(2))
+    assert fn.clip_grad_norm(fast, 1e-3) == pytest.approx(reference.clip_grad_norm(twin, 1e-3), rel=1e-14)
+    assert_close(fast, twin, ulps=1)

@@ -134,14 +134,14 @@ def _measure(job: Job, sections: Sequence[Section], threads: int) -> dict[str, A
             present = [rival for rival in loaded if rival.name in section.rivals]
             for case in section.cases:
                 done, case_start, plan = len(found["rows"]), time.time(), section.plan
-                bar.update(done, case.name, None)
+                bar.update(done, status := [f"{done}/{total}", case.name], None)
                 if hurried:
                     left = (start + QUICK_TOTAL - case_start) / (total - done) - overhead
                     plan = replace(plan, seconds=min(plan.seconds, max(left, 0.2)))
                 row = run_case(case, plan, present, limit, section.name)
                 overhead += (time.time() - case_start - plan.seconds - overhead) / (done + 1)
                 found["rows"].append(row)
-                bar.update(done + 1, case.name, table.one_line(row))
+                bar.update(done + 1, status, table.one_line(row))
                 for name, why in row["skipped"].items():
                     say(f"          without {name} here: {why}")
                 if job.json is not None:  # after every case: an interrupted run loses no more than one

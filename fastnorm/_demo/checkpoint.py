@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +45,18 @@ def _unpack(tree: Any, arrays: dict[str, Array]) -> Any:
 
 def check_destination(option: str, path: Path) -> None:
     """Find out before a long training that its result could not be written."""
-    if path.is_dir():
-        raise UserError(f"{option}: {path}: expected a file name, got a directory")
-    if not path.parent.is_dir():
-        raise UserError(f"{option}: {path.parent}: no such directory")
-    if not os.access(path.parent, os.W_OK | os.X_OK) or (path.exists() and not os.access(path, os.W_OK)):
+    try:
+        target = path.resolve()  # where a symbolic link leads
+        kind = target.stat().st_mode if target.exists() else stat.S_IFREG
+        folder_exists = target.parent.is_dir()
+    except (OSError, RuntimeError) as error:  # too long a name, a loop of links (RuntimeError before Python 3.13)
+        raise UserError(f"{option}: {path}: {reason(error)}") from None
+    if not stat.S_ISREG(kind):  # a device or a pipe would be replaced by a file
+        found = "a directory" if stat.S_ISDIR(kind) else "a device, pipe or socket"
+        raise UserError(f"{option}: {path}: expected a file name, got {found}")
+    if not folder_exists:
+        raise UserError(f"{option}: {target.parent if path.is_symlink() else path.parent}: no such directory")
+    if not os.access(target.parent, os.W_OK | os.X_OK) or (target.exists() and not os.access(target, os.W_OK)):
         raise UserError(f"{option}: {path}: permission denied")
 
 

@@ -12,13 +12,12 @@ from .search import Trial
 from .settings import RULES, Settings
 from .train import Epoch, Run, Step
 
-
 class TrainingProgress(Bar):
     """Shows the events of one run."""
 
     def __init__(self, run: Run) -> None:
         self._name, self._steps, self._epochs = run.name, run.steps_per_epoch, run.settings.epochs
-        self._test = ""
+        self._test: list[str] = []
         super().__init__(run.name, max(self._epochs, run.epochs_done) * self._steps, run.epochs_done * self._steps,
                          self._position(run.epochs_done))
 
@@ -29,7 +28,7 @@ class TrainingProgress(Bar):
         """Take one event of the run."""
         position, line = self._position(event.epoch), None
         if isinstance(event, Epoch):
-            self._test = f"  test {event.test_accuracy:6.1%}"
+            self._test = [f"test {event.test_accuracy:6.1%}"]
             line = (f"{self._name:9s}  epoch {position}  loss {event.train_loss:.4f}  "
                     f"accuracy {event.train_accuracy:6.1%}  test loss {event.test_loss:.4f}  "
                     f"test accuracy {event.test_accuracy:6.1%}  {duration(event.seconds)}")
@@ -37,7 +36,7 @@ class TrainingProgress(Bar):
         else:
             loss, accuracy, step = event.loss, event.accuracy, event.step
         self.update((event.epoch - 1) * self._steps + step,
-                     f"{position}  loss {loss:.4f}  accuracy {accuracy:6.1%}{self._test}", line)
+                    [position, f"loss {loss:.4f}", f"accuracy {accuracy:6.1%}", *self._test], line)
 
 
 class SearchProgress(Bar):
@@ -52,8 +51,8 @@ class SearchProgress(Bar):
         self._done += 1
         self._best = max(self._best, trial.accuracy)
         position = f"{self._done:{len(str(self._total))}d}/{self._total}"
-        self.update(self._done, f"{position}  best validation accuracy {self._best:.1%}",
-                     f"search  {position}  {describe(trial.settings)}  validation accuracy {trial.accuracy:6.1%}")
+        self.update(self._done, [position, f"best validation accuracy {self._best:.1%}"],
+                    f"search  {position}  {describe(trial.settings)}  validation accuracy {trial.accuracy:6.1%}")
 
 
 def duration(seconds: float) -> str:

@@ -3,19 +3,30 @@
 /* Every loop works on a run of n values. step 0: all of one channel, p points at that channel's column of the parameter
    table. step 1: value j belongs to column j of the table. */
 
-/* sum[j] += x - pivot and square[j] += (x - pivot)**2, column by column. */
-FASTNORM_INLINE void FN(bn_stats_loop)(const real *x, ptrdiff_t n, const real *pivot, int step, real *sum, real *square) {
+/* -- statistics -- */
+
+/* sum[j] += x - pivot and square[j] += (x - pivot)**2 for `rows` rows of n columns, a row every `stride` values. A constant
+   number of rows at a time: the sums are loaded and stored once for them. */
+FASTNORM_INLINE void FN(bn_stats_loop)(const real *x, int rows, ptrdiff_t stride, ptrdiff_t n, const real *pivot, int step,
+                                       real *sum, real *square) {
     SIMD
     for (ptrdiff_t j = 0; j < n; j++) {
-        const real d = x[j] - pivot[j * step];
-        sum[j] += d;
-        square[j] += d * d;
+        real s = sum[j], q = square[j];
+        for (int r = 0; r < rows; r++) {
+            const real d = x[r * stride + j] - pivot[j * step];
+            s += d;
+            q += d * d;
+        }
+        sum[j] = s;
+        square[j] = q;
     }
 }
 
-static void FN(bn_stats_columns)(const real *restrict x, ptrdiff_t n, const real *restrict pivot, real *restrict sum,
-                                 real *restrict square) {
-    FN(bn_stats_loop)(x, n, pivot, 1, sum, square);
+static void FN(bn_stats_columns)(const real *restrict x, ptrdiff_t rows, ptrdiff_t stride, ptrdiff_t n,
+                                 const real *restrict pivot, real *restrict sum, real *restrict square) {
+    ptrdiff_t r = 0;
+    for (; r + 4 <= rows; r += 4) FN(bn_stats_loop)(x + r * stride, 4, stride, n, pivot, 1, sum, square);
+    for (; r < rows; r++) FN(bn_stats_loop)(x + r * stride, 1, stride, n, pivot, 1, sum, square);
 }
 
 /* The same over one channel's run, onto LANES partial sums. */
@@ -24,35 +35,198 @@ static void FN(bn_stats_run)(const real *restrict x, ptrdiff_t n, real pivot, re
     memcpy(s, sum, sizeof s);
     memcpy(q, square, sizeof q);
     ptrdiff_t i = 0;
-    for (; i + LANES <= n; i += LANES) FN(bn_stats_loop)(x + i, LANES, &pivot, 0, s, q);
-    FN(bn_stats_loop)(x + i, n - i, &pivot, 0, s, q);
+    for (; i + LANES <= n; i += LANES) FN(bn_stats_loop)(x + i, 1, 0, LANES, &pivot, 0, s, q);
+    FN(bn_stats_loop)(x + i, 1, 0, n - i, &pivot, 0, s, q);
     memcpy(sum, s, sizeof s);
     memcpy(square, q, sizeof q);
 }
 
-/* The one place that says what forward computes before the activation; backward recomputes its mask from the same bits.
-   The mean is two numbers, because in float32 one is not enough for data far from zero. */
-#define BN_P(row) p[(row) * ld + j * step]
-#define BN_CENTERED ((x[j] - BN_P(BN_MEAN_HI)) - BN_P(BN_MEAN_LO))
-#define BN_Z(centered) (with_residual ? ((centered) * BN_P(BN_SCALE) + BN_P(BN_BETA)) + residual[j] \
-                                      : (centered) * BN_P(BN_SCALE) + BN_P(BN_BETA))
+/* Of each of n columns, the one of its first values that lies nearest to their mean; 0 where that is not finite. A value
+   of the data keeps d exact where the data lie on a grid (integers, pixels), and 0 for constant data. */
+static void FN(bn_typical)(const real *restrict x, ptrdiff_t rows, ptrdiff_t stride, ptrdiff_t n, real *restrict pivot,
+                           double *restrict mean) {
+    SIMD
+    for (ptrdiff_t j = 0; j < n; j++) mean[j] = pivot[j] = x[j];
+    for (ptrdiff_t r = 1; r < rows; r++) {
+        SIMD
+        for (ptrdiff_t j = 0; j < n; j++) mean[j] += x[r * stride + j];
+    }
+    const double each = 1.0 / (double)rows;
+    for (ptrdiff_t r = 1; r < rows; r++) {
+        SIMD
+        for (ptrdiff_t j = 0; j < n; j++) {
+            const double m = mean[j] * each, distance = x[r * stride + j] - m, best = pivot[j] - m;
+            pivot[j] = distance * distance < best * best ? x[r * stride + j] : pivot[j];
+        }
+    }
+    SIMD
+    for (ptrdiff_t j = 0; j < n; j++) pivot[j] = mean[j] - mean[j] == 0 ? pivot[j] : 0;
+}
+
+/* Each channel's sum over its columns, in double. */
+static void FN(bn_channel_sums)(const real *restrict columns, ptrdiff_t channels, ptrdiff_t inner, double *restrict out) {
+    if (inner == 1) {
+        SIMD
+        for (ptrdiff_t k = 0; k < channels; k++) out[k] = columns[k];
+    } else {
+        for (ptrdiff_t k = 0; k < channels; k++) out[k] = FN(lanes_sum)(columns + k * inner, inner);
+    }
+}
+
+#ifndef FASTNORM_DOUBLE /* once, and before its first use */
+/* Add n values of mean mean_n and sum of squared deviations m2_n (Chan, Golub & LeVeque 1979, eq. 2.1). An infinite mean
+   stays infinite, as a plain sum would; its deviations are NaN. */
+FASTNORM_INLINE void bn_merge(double count, double n, double mean_n, double m2_n, double *mean, double *m2) {
+    const double delta = mean_n - *mean;
+    const int finite = delta - delta == 0;
+    *m2 += m2_n + (finite ? delta * delta : NAN) * (count * n / (count + n));
+    *mean += finite ? delta * (n / (count + n)) : mean_n;
+}
+
+/* Whether the mean of d lies more than two standard deviations from zero for any channel: d*d has lost digits. Not for
+   NaN. */
+static int bn_any_far(double n, const double *restrict sum, const double *restrict square, ptrdiff_t channels) {
+    int far = 0;
+    for (ptrdiff_t k = 0; k < channels; k++) far |= 5 * sum[k] * sum[k] > 4 * n * square[k];
+    return far;
+}
+#endif
+
+/* Merge a chunk of n values a channel, given its sums of d and d*d, to `count` values before. Rounding does not make M2
+   negative; NaN stays. */
+static void FN(bn_merge_chunk)(double count, double n, const real *restrict pivot, ptrdiff_t inner,
+                               const double *restrict sum, const double *restrict square, ptrdiff_t channels,
+                               double *restrict mean, double *restrict m2) {
+    const double each = 1 / n;
+    SIMD
+    for (ptrdiff_t k = 0; k < channels; k++) {
+        const double mean_d = sum[k] * each, deviations = square[k] - sum[k] * mean_d;
+        const double mean_n = pivot[k * inner] + mean_d, m2_n = deviations < 0 ? 0 : deviations;
+        if (count == 0)
+            mean[k] = mean_n, m2[k] = m2_n;
+        else
+            bn_merge(count, n, mean_n, m2_n, mean + k, m2 + k);
+    }
+}
+
+/* Whether every channel's sums of d and d*d kept their digits: a float overflows beyond 1e19 squared, and loses squares
+   that are subnormal. Both are 0 where all data equal the pivot; NaN is not in range. */
+static int FN(bn_in_range)(const double *restrict sum, const double *restrict square, ptrdiff_t channels) {
+    int all = 1;
+    if (sizeof(real) == 4)
+        for (ptrdiff_t k = 0; k < channels; k++)
+            all &= ((square[k] >= 1e-30) & (square[k] <= 3.4028234663852886e38)) | ((square[k] == 0) & (sum[k] == 0));
+    return all;
+}
+
+/* Sum of n squared deviations from the mean, in double. */
+static double FN(bn_square_sum)(const real *restrict x, ptrdiff_t n, double mean) {
+    double lane[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+    ptrdiff_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        SIMD
+        for (int j = 0; j < 8; j++) lane[j] += (x[i + j] - mean) * (x[i + j] - mean);
+    }
+    for (int j = 0; i + j < n; j++) lane[j] += (x[i + j] - mean) * (x[i + j] - mean);
+    return ((lane[0] + lane[4]) + (lane[2] + lane[6])) + ((lane[1] + lane[5]) + (lane[3] + lane[7]));
+}
+
+/* Mean and M2 of each channel of `rows` rows in two passes in double: where `bn_in_range` says no. */
+static void FN(bn_wide_moments)(const real *restrict x, ptrdiff_t rows, ptrdiff_t stride, ptrdiff_t channels,
+                                ptrdiff_t inner, double *restrict mean, double *restrict m2) {
+    const double each = 1.0 / ((double)rows * (double)inner);
+    memset(mean, 0, (size_t)channels * sizeof *mean);
+    memset(m2, 0, (size_t)channels * sizeof *m2);
+    for (ptrdiff_t r = 0; r < rows; r++) {
+        if (inner == 1) {
+            SIMD
+            for (ptrdiff_t k = 0; k < channels; k++) mean[k] += x[r * stride + k];
+        } else {
+            for (ptrdiff_t k = 0; k < channels; k++) mean[k] += FN(lanes_sum)(x + r * stride + k * inner, inner);
+        }
+    }
+    for (ptrdiff_t k = 0; k < channels; k++) mean[k] *= each;
+    for (ptrdiff_t r = 0; r < rows; r++) {
+        if (inner == 1) {
+            SIMD
+            for (ptrdiff_t k = 0; k < channels; k++)
+                m2[k] += (x[r * stride + k] - mean[k]) * (x[r * stride + k] - mean[k]);
+        } else {
+            for (ptrdiff_t k = 0; k < channels; k++)
+                m2[k] += FN(bn_square_sum)(x + r * stride + k * inner, inner, mean[k]);
+        }
+    }
+    for (ptrdiff_t k = 0; k < channels; k++) m2[k] = mean[k] - mean[k] == 0 ? m2[k] : NAN;
+}
+
+/* running = (1 - momentum) * running + momentum * batch, batch times factor. */
+static void FN(bn_update_running)(real *restrict running, const double *restrict batch, double factor, double momentum,
+                                  ptrdiff_t channels) {
+    SIMD
+    for (ptrdiff_t c = 0; c < channels; c++)
+        running[c] = (real)((1 - momentum) * running[c] + momentum * (batch[c] * factor));
+}
+
+/* The first four rows of the parameter table and inv_std, for channels of this mean and variance. An infinite mean has no
+   low part (inf - inf is NaN), and makes its outputs infinite or NaN by itself. */
+FASTNORM_INLINE void FN(bn_parameters_loop)(const double *restrict mean, const double *restrict var,
+                                            const real *restrict gamma, const real *restrict beta, double eps,
+                                            ptrdiff_t channels, real *restrict p, ptrdiff_t ld, double *restrict inv_std,
+                                            int with_gamma, int with_beta) {
+    SIMD
+    for (ptrdiff_t c = 0; c < channels; c++) {
+        const real hi = (real)mean[c], lo = (real)(mean[c] - hi);
+        const double inverse = 1 / sqrt(var[c] + eps);
+        inv_std[c] = inverse;
+        p[BN_MEAN_HI * ld + c] = hi;
+        p[BN_MEAN_LO * ld + c] = lo - lo == 0 ? lo : 0;
+        p[BN_SCALE * ld + c] = (real)(with_gamma ? gamma[c] * inverse : inverse);
+        p[BN_BETA * ld + c] = with_beta ? beta[c] : 0;
+    }
+}
+
+static void FN(bn_parameters)(const double *mean, const double *var, const real *gamma, const real *beta, double eps,
+                              ptrdiff_t channels, real *p, ptrdiff_t ld, double *inv_std) {
+    if (gamma && beta) FN(bn_parameters_loop)(mean, var, gamma, beta, eps, channels, p, ld, inv_std, 1, 1);
+    else if (gamma) FN(bn_parameters_loop)(mean, var, gamma, beta, eps, channels, p, ld, inv_std, 1, 0);
+    else if (beta) FN(bn_parameters_loop)(mean, var, gamma, beta, eps, channels, p, ld, inv_std, 0, 1);
+    else FN(bn_parameters_loop)(mean, var, gamma, beta, eps, channels, p, ld, inv_std, 0, 0);
+}
+
+/* -- apply, reduce, gradient -- */
+
+/* What forward computes before the activation, said once: backward recomputes its mask from the same bits. The mean is
+   two numbers, because in float32 one is not enough for data far from zero. */
+FASTNORM_INLINE real FN(bn_centered)(real x, real mean_hi, real mean_lo) { return (x - mean_hi) - mean_lo; }
+#define BN_P(row, j) p[(row) * ld + (j) * step]
+#define BN_NORMALIZED(centered, j) ((centered) * BN_P(BN_SCALE, j) + BN_P(BN_BETA, j))
+#define BN_Z(centered, j, at) (with_residual ? BN_NORMALIZED(centered, j) + residual[at] : BN_NORMALIZED(centered, j))
 
 FASTNORM_INLINE void FN(bn_apply_loop)(const real *x, const real *residual, real *y, ptrdiff_t n, const real *restrict p,
                                        ptrdiff_t ld, int step, real slope, int activation, int with_residual) {
     SIMD
-    for (ptrdiff_t j = 0; j < n; j++) y[j] = FN(activate)(BN_Z(BN_CENTERED), activation, slope);
+    for (ptrdiff_t j = 0; j < n; j++) {
+        const real centered = FN(bn_centered)(x[j], BN_P(BN_MEAN_HI, j), BN_P(BN_MEAN_LO, j));
+        y[j] = FN(activate)(BN_Z(centered, j, j), activation, slope);
+    }
 }
 
-/* sum[j] += dz and product[j] += dz * (x - mean), where dz = act'(z) * dy. */
-FASTNORM_INLINE void FN(bn_reduce_loop)(const real *dy, const real *x, const real *residual, ptrdiff_t n,
-                                        const real *restrict p, ptrdiff_t ld, int step, real slope, int activation,
-                                        int with_residual, real *sum, real *product) {
+/* sum[j] += dz and product[j] += dz * (x - mean), where dz = act'(z) * dy; a constant number of rows at a time. */
+FASTNORM_INLINE void FN(bn_reduce_loop)(const real *dy, const real *x, const real *residual, int rows, ptrdiff_t stride,
+                                        ptrdiff_t n, const real *restrict p, ptrdiff_t ld, int step, real slope,
+                                        int activation, int with_residual, real *sum, real *product) {
     SIMD
-    for (ptrdiff_t j = 0; j < n; j++) {
-        const real centered = BN_CENTERED;
-        const real dz = activation ? FN(activate_gradient)(dy[j], BN_Z(centered), activation, slope) : dy[j];
-        sum[j] += dz;
-        product[j] += dz * centered;
+    for (ptrdiff_t i = 0; i < n; i++) {
+        real s = sum[i], q = product[i];
+        for (int r = 0; r < rows; r++) {
+            const ptrdiff_t at = r * stride + i;
+            const real centered = FN(bn_centered)(x[at], BN_P(BN_MEAN_HI, i), BN_P(BN_MEAN_LO, i));
+            const real dz = !activation ? dy[at] : FN(activate_gradient)(dy[at], BN_Z(centered, i, at), activation, slope);
+            s += dz;
+            q += dz * centered;
+        }
+        sum[i] = s;
+        product[i] = q;
     }
 }
 
@@ -62,9 +236,9 @@ FASTNORM_INLINE void FN(bn_gradient_loop)(const real *dy, const real *x, const r
                                           int frozen, int activation, int with_residual) {
     SIMD
     for (ptrdiff_t j = 0; j < n; j++) {
-        const real centered = BN_CENTERED;
-        const real dz = activation ? FN(activate_gradient)(dy[j], BN_Z(centered), activation, slope) : dy[j];
-        dx[j] = BN_P(BN_SCALE) * (frozen ? dz : (dz - BN_P(BN_DZ_MEAN)) - centered * BN_P(BN_SLOPE_X));
+        const real centered = FN(bn_centered)(x[j], BN_P(BN_MEAN_HI, j), BN_P(BN_MEAN_LO, j));
+        const real dz = !activation ? dy[j] : FN(activate_gradient)(dy[j], BN_Z(centered, j, j), activation, slope);
+        dx[j] = BN_P(BN_SCALE, j) * (frozen ? dz : (dz - BN_P(BN_DZ_MEAN, j)) - centered * BN_P(BN_SLOPE_X, j));
         if (with_residual) dresidual[j] = dz;
     }
 }
@@ -106,9 +280,22 @@ static void FN(bn_gradient)(const real *dy, const real *x, const real *residual,
 #undef EACH_FROZEN
 }
 
-static void FN(bn_reduce_columns)(const real *dy, const real *x, const real *residual, ptrdiff_t n, const real *p,
-                                  ptrdiff_t ld, real slope, int activation, real *restrict sum, real *restrict product) {
-#define EACH(A, R) FN(bn_reduce_loop)(dy, x, residual, n, p, ld, 1, slope, A, R, sum, product)
+FASTNORM_INLINE void FN(bn_reduce_rows)(const real *dy, const real *x, const real *residual, ptrdiff_t rows,
+                                        ptrdiff_t stride, ptrdiff_t n, const real *p, ptrdiff_t ld, real slope,
+                                        int activation, int with_residual, real *sum, real *product) {
+    ptrdiff_t r = 0;
+    for (; r + 2 <= rows; r += 2)
+        FN(bn_reduce_loop)(dy + r * stride, x + r * stride, with_residual ? residual + r * stride : NULL, 2, stride, n, p,
+                           ld, 1, slope, activation, with_residual, sum, product);
+    if (r < rows)
+        FN(bn_reduce_loop)(dy + r * stride, x + r * stride, with_residual ? residual + r * stride : NULL, 1, stride, n, p,
+                           ld, 1, slope, activation, with_residual, sum, product);
+}
+
+static void FN(bn_reduce_columns)(const real *dy, const real *x, const real *residual, ptrdiff_t rows, ptrdiff_t stride,
+                                  ptrdiff_t n, const real *p, ptrdiff_t ld, real slope, int activation,
+                                  real *restrict sum, real *restrict product) {
+#define EACH(A, R) FN(bn_reduce_rows)(dy, x, residual, rows, stride, n, p, ld, slope, A, R, sum, product)
     BN_DISPATCH(EACH)
 #undef EACH
 }
@@ -121,9 +308,9 @@ FASTNORM_INLINE void FN(bn_reduce_run_loop)(const real *dy, const real *x, const
     memcpy(q, product, sizeof q);
     ptrdiff_t i = 0;
     for (; i + LANES <= n; i += LANES)
-        FN(bn_reduce_loop)(dy + i, x + i, with_residual ? residual + i : NULL, LANES, p, ld, 0, slope, activation,
-                           with_residual, s, q);
-    FN(bn_reduce_loop)(dy + i, x + i, with_residual ? residual + i : NULL, n - i, p, ld, 0, slope, activation,
+        FN(bn_reduce_loop)(dy + i, x + i, with_residual ? residual + i : NULL, 1, 0, LANES, p, ld, 0, slope,
+                           activation, with_residual, s, q);
+    FN(bn_reduce_loop)(dy + i, x + i, with_residual ? residual + i : NULL, 1, 0, n - i, p, ld, 0, slope, activation,
                        with_residual, s, q);
     memcpy(sum, s, sizeof s);
     memcpy(product, q, sizeof q);
@@ -137,7 +324,21 @@ static void FN(bn_reduce_run)(const real *dy, const real *x, const real *residua
 #undef ONE
 }
 
+/* dgamma, dbeta and the last two rows of the parameter table, from a tile's sums over n values a channel. */
+static void FN(bn_finish_reduction)(const double *restrict sum, const double *restrict product,
+                                    const double *restrict inv_std, double n, ptrdiff_t channels, real *restrict dgamma,
+                                    real *restrict dbeta, real *restrict p, ptrdiff_t ld) {
+    const double each = 1 / n;
+    SIMD
+    for (ptrdiff_t c = 0; c < channels; c++) {
+        dbeta[c] = (real)sum[c];
+        dgamma[c] = (real)(product[c] * inv_std[c]);
+        p[BN_DZ_MEAN * ld + c] = (real)(sum[c] * each);
+        p[BN_SLOPE_X * ld + c] = (real)(product[c] * each * inv_std[c] * inv_std[c]);
+    }
+}
+
 #undef BN_P
-#undef BN_CENTERED
+#undef BN_NORMALIZED
 #undef BN_Z
 #undef BN_DISPATCH

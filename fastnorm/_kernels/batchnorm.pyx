@@ -20,19 +20,21 @@ The twin is `fastnorm/reference/norm.py`.
 # - Statistics of a chunk are sums of d = x - pivot and d*d over at most 64 values a partial sum, merged in double by
 #   Chan, Golub & LeVeque (1979). The pivot is one of the first few samples; where it turns out more than two standard
 #   deviations off, the chunk, still in cache, is summed again around its own mean: one pass over memory, two-pass
-#   accuracy.
+#   accuracy. Where a float cannot hold the sums (data beyond 1e19, or whose squares vanish), the chunk is summed in
+#   double.
 # - The mean travels as two numbers (mean_hi + mean_lo): in float32 one number is not enough when data lie far from
 #   zero.
 # - Streaming stores go through a small buffer in L1 (`stream_copy`), so that the loops need no second version.
 
 from cython.parallel cimport parallel, prange, threadid
-from libc.math cimport fabs, isfinite, sqrt
+from libc.math cimport NAN, isfinite, isnan
 from libc.string cimport memcpy, memset
 
 from .vector cimport (
-    BN_BETA, BN_DZ_MEAN, BN_MEAN_HI, BN_MEAN_LO, BN_ROWS, BN_SCALE, BN_SLOPE_X, LANES, bn_apply, bn_gradient,
-    bn_reduce_columns, bn_reduce_run, bn_stats_columns, bn_stats_run, data, fastnorm_build_flags, is_float32, lanes_sum,
-    real, scratch_alloc, scratch_free, stream_copy, stream_fence,
+    BN_BETA, BN_MEAN_HI, BN_MEAN_LO, BN_ROWS, LANES, bn_any_far, bn_apply, bn_channel_sums, bn_finish_reduction,
+    bn_gradient, bn_in_range, bn_merge, bn_merge_chunk, bn_parameters, bn_reduce_columns, bn_reduce_run, bn_square_sum,
+    bn_stats_columns, bn_stats_run, bn_typical, bn_update_running, bn_wide_moments, data, fastnorm_build_flags,
+    is_float32, lanes_sum, real, scratch_alloc, scratch_free, stream_copy, stream_fence,
 )
 
 cdef enum:
@@ -41,7 +43,7 @@ cdef enum:
     WIDTH_MIN = 64             # columns of a tile at least: 256 contiguous bytes
     CHUNK_ROWS = 64            # columns: rows that one float partial sum takes before it is merged in double
     CHUNK = 64 * 64            # runs: the same for LANES partial sums
-    SAMPLES = 4                # values that the first pivot is chosen from
+    SAMPLES = 8                # values that the first pivot is chosen from
     PIECE = 1024               # values that one streaming buffer holds
     CACHE = 1024 * 1024        # bytes of a tile that is read twice and should be found in L2 the second time
     BLOCK = 256 * 1024         # bytes of a block where a tile's samples are cut
@@ -110,9 +112,12 @@ cdef void plan(Job* job, Py_ssize_t itemsize, Py_ssize_t arrays, bint statistics
     job.blocks = max(1, job.blocks)
     job.tiles = ceil_div(job.channels, job.tile)
     job.width = job.tile * job.inner if job.columns else LANES
-    # Of one thread: pivot or table rows, sums, and streaming buffers for two outputs; in whole cache lines.
-    job.scratch_bytes = ((BN_ROWS + 3) * job.width + 2 * max(job.width, PIECE)) * itemsize
-    job.scratch_bytes = (job.scratch_bytes + 127) // 64 * 64
+    if not statistics:
+        job.blocks = min(job.blocks, max(1, PARTIALS // job.channels))
+    # Of one thread, in whole cache lines: the table's rows, two rows of sums, streaming buffers for two outputs; two
+    # sums a channel in double.
+    job.scratch_bytes = ((BN_ROWS + 2) * job.width + 2 * max(job.width, PIECE)) * itemsize
+    job.scratch_bytes = (job.scratch_bytes + 2 * job.tile * sizeof(double) + 127) // 64 * 64
 
 
 cdef int useful_threads(const Job* job, int threads) noexcept nogil:
@@ -141,33 +146,18 @@ cdef inline Py_ssize_t first_unit(const Job* job, Py_ssize_t block) noexcept nog
 # -- statistics --------------------------------------------------------------------------------------------------------
 
 
-cdef inline void merge_moments(double count, double* mean, double* m2, double n, double mean_n,
-                               double m2_n) noexcept nogil:
-    """Add n values of mean mean_n and sum of squared deviations m2_n (Chan, Golub & LeVeque 1979, eq. 2.1)."""
-    cdef double delta = mean_n - mean[0]
+cdef inline bint pivot_is_far(double n, double sum, double square) noexcept nogil:
+    """`bn_any_far` for one channel."""
+    return bn_any_far(n, &sum, &square, 1)
+
+
+cdef inline void merge_moments(double count, double n, double mean_n, double m2_n, double* mean,
+                               double* m2) noexcept nogil:
+    """`bn_merge`, or the first values of all."""
     if count == 0:
         mean[0], m2[0] = mean_n, m2_n
-    elif isfinite(delta):
-        mean[0] += delta * (n / (count + n))
-        m2[0] += m2_n + delta * delta * (count * n / (count + n))
-    else:  # an infinite mean stays infinite, as a plain sum would; the deviations are NaN
-        mean[0] += mean_n
-        m2[0] += m2_n + delta * 0
-
-
-cdef inline bint pivot_is_far(double n, double sum, double square) noexcept nogil:
-    """Whether the mean of d lies more than two standard deviations from zero: d*d has lost digits. False for NaN."""
-    return 5 * sum * sum > 4 * n * square
-
-
-cdef inline double deviations(double n, double sum, double square) noexcept nogil:
-    """M2 around the mean from the sums of d and d*d; rounding does not make it negative, NaN stays."""
-    cdef double m2 = square - sum * (sum / n)
-    return 0 if m2 < 0 else m2
-
-
-cdef inline double column_sum(const real* sums, Py_ssize_t k, Py_ssize_t inner) noexcept nogil:
-    return sums[k] if inner == 1 else lanes_sum(sums + k * inner, inner)
+    else:
+        bn_merge(count, n, mean_n, m2_n, mean, m2)
 
 
 cdef inline void spread(real* row, Py_ssize_t k, Py_ssize_t inner, double value) noexcept nogil:
@@ -177,69 +167,51 @@ cdef inline void spread(real* row, Py_ssize_t k, Py_ssize_t inner, double value)
         row[j] = <real> value
 
 
-cdef inline real typical(const real* x, Py_ssize_t n, Py_ssize_t stride) noexcept nogil:
-    """The one of n values that lies nearest to their mean; 0 where that is not finite.
-
-    A value of the data keeps d exact where the data lie on a grid (integers, pixels), and 0 for constant data.
-    """
-    cdef double mean = 0
-    cdef real best = x[0]
-    cdef Py_ssize_t i
-    for i in range(n):
-        mean += x[i * stride]
-    mean /= n
-    if not isfinite(mean):
-        return 0
-    for i in range(1, n):
-        if fabs(x[i * stride] - mean) < fabs(best - mean):
-            best = x[i * stride]
-    return best
-
-
 cdef inline void first_pivot(const real* x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t channels, Py_ssize_t inner,
-                             real* pivot) noexcept nogil:
-    """A value near each channel's mean, from its first few samples."""
+                             real* pivot, double* work) noexcept nogil:
+    """A value near each channel's mean, from its first few samples: rows where inner is 1, else positions."""
     cdef Py_ssize_t k
-    for k in range(channels):
-        if inner == 1:
-            pivot[k] = typical(x + k, min(rows, SAMPLES), stride)
-        else:
-            spread(pivot, k, inner, typical(x + k * inner, min(inner, SAMPLES), 1))
+    cdef real typical
+    if inner == 1:
+        bn_typical(x, min(rows, <Py_ssize_t> SAMPLES), stride, channels, pivot, work)
+    else:
+        for k in range(channels):
+            bn_typical(x + k * inner, min(inner, <Py_ssize_t> SAMPLES), 1, 1, &typical, work)
+            spread(pivot, k, inner, typical)
 
 
 cdef void stats_of_columns(const real* x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t channels, Py_ssize_t inner,
                            double* mean, double* m2, real* scratch) noexcept nogil:
     """Mean and M2 of each channel over `rows` rows."""
-    cdef Py_ssize_t width = channels * inner, chunk, start, n_rows, r, k, attempt
-    cdef real *pivot = scratch
-    cdef real *sum = scratch + width
+    cdef Py_ssize_t width = channels * inner, chunk, start, n_rows, k, attempt
+    cdef double *sums = <double*> scratch
+    cdef double *squares = sums + channels
+    cdef real *pivot = <real*> (squares + channels)
+    cdef real *sum = pivot + width
     cdef real *square = sum + width
-    cdef double n, count, a, b
-    cdef bint far
+    cdef double n, better
+    first_pivot(x, rows, stride, channels, inner, pivot, sums)
     for chunk in range(ceil_div(rows, CHUNK_ROWS)):
         start = chunk * CHUNK_ROWS
         n_rows = min(<Py_ssize_t> CHUNK_ROWS, rows - start)
-        count, n = <double> (start * inner), <double> (n_rows * inner)
-        if start == 0:
-            first_pivot(x, rows, stride, channels, inner, pivot)
+        n = <double> (n_rows * inner)
         for attempt in range(2):
             memset(sum, 0, 2 * width * sizeof(real))
-            for r in range(start, start + n_rows):
-                bn_stats_columns(x + r * stride, width, pivot, sum, square)
-            if attempt == 1:
-                break
-            far = False
-            for k in range(channels):
-                far |= pivot_is_far(n, column_sum(sum, k, inner), column_sum(square, k, inner))
-            if not far:
+            bn_stats_columns(x + start * stride, n_rows, stride, width, pivot, sum, square)
+            bn_channel_sums(sum, channels, inner, sums)
+            bn_channel_sums(square, channels, inner, squares)
+            if attempt == 1 or not bn_any_far(n, sums, squares, channels):
                 break
             for k in range(channels):
-                a = pivot[k * inner] + column_sum(sum, k, inner) / n
-                if isfinite(a):
-                    spread(pivot, k, inner, a)
-        for k in range(channels):
-            a, b = column_sum(sum, k, inner), column_sum(square, k, inner)
-            merge_moments(count, &mean[k], &m2[k], n, pivot[k * inner] + a / n, deviations(n, a, b))
+                better = pivot[k * inner] + sums[k] / n
+                if isfinite(better):
+                    spread(pivot, k, inner, better)
+        if bn_in_range(sums, squares, channels, sum):
+            bn_merge_chunk(<double> (start * inner), n, pivot, inner, sums, squares, channels, mean, m2)
+        else:
+            bn_wide_moments(x + start * stride, n_rows, stride, channels, inner, sums, squares)
+            for k in range(channels):
+                merge_moments(<double> (start * inner), n, sums[k], squares[k], &mean[k], &m2[k])
 
 
 cdef inline void sum_run(const real* x, Py_ssize_t start, Py_ssize_t stop, Py_ssize_t inner, Py_ssize_t stride,
@@ -256,6 +228,27 @@ cdef inline void sum_run(const real* x, Py_ssize_t start, Py_ssize_t stop, Py_ss
         start += n
 
 
+cdef void wide_moments_of_run(const real* x, Py_ssize_t start, Py_ssize_t stop, Py_ssize_t inner, Py_ssize_t stride,
+                              double* mean, double* m2) noexcept nogil:
+    """Mean and M2 of a channel's samples start to stop, in two passes in double."""
+    cdef Py_ssize_t s, at, n, attempt
+    mean[0] = m2[0] = 0
+    for attempt in range(2):
+        s = start
+        while s < stop:
+            at = s % inner
+            n = min(inner - at, stop - s)
+            if attempt == 0:
+                mean[0] += lanes_sum(x + s // inner * stride + at, n)
+            else:
+                m2[0] += bn_square_sum(x + s // inner * stride + at, n, mean[0])
+            s += n
+        if attempt == 0:
+            mean[0] /= <double> (stop - start)
+    if not isfinite(mean[0]):
+        m2[0] = NAN
+
+
 cdef void stats_of_run(const real* x, Py_ssize_t start, Py_ssize_t stop, Py_ssize_t inner, Py_ssize_t stride,
                        double* mean, double* m2, real* scratch) noexcept nogil:
     """Mean and M2 of one channel over its samples start to stop."""
@@ -264,7 +257,7 @@ cdef void stats_of_run(const real* x, Py_ssize_t start, Py_ssize_t stop, Py_ssiz
     cdef Py_ssize_t chunk, s, e, o = start // inner, at = start - o * inner
     cdef double n, a, b
     cdef real pivot
-    pivot = typical(x + o * stride + at, min(inner - at, stop - start, SAMPLES), 1)
+    bn_typical(x + o * stride + at, min(inner - at, stop - start, <Py_ssize_t> SAMPLES), 1, 1, &pivot, &n)
     for chunk in range(ceil_div(stop - start, CHUNK)):
         s = start + chunk * CHUNK
         e = min(s + CHUNK, stop)
@@ -275,7 +268,11 @@ cdef void stats_of_run(const real* x, Py_ssize_t start, Py_ssize_t stop, Py_ssiz
             pivot = <real> (pivot + a / n)
             sum_run(x, s, e, inner, stride, pivot, sum, square)
             a, b = lanes_sum(sum, LANES), lanes_sum(square, LANES)
-        merge_moments(<double> (s - start), mean, m2, n, pivot + a / n, deviations(n, a, b))
+        if bn_in_range(&a, &b, 1, sum):
+            bn_merge_chunk(<double> (s - start), n, &pivot, 1, &a, &b, 1, mean, m2)
+        else:
+            wide_moments_of_run(x, s, e, inner, stride, &a, &b)
+            merge_moments(<double> (s - start), n, a, b, mean, m2)
 
 
 cdef void stats_item(const Job* job, Py_ssize_t t, Py_ssize_t b, real* scratch) noexcept nogil:
@@ -292,44 +289,39 @@ cdef void stats_item(const Job* job, Py_ssize_t t, Py_ssize_t b, real* scratch) 
             stats_of_run(x + (c - c0) * job.inner, u0, u1, job.inner, stride, mean + c, m2 + c, scratch)
 
 
-cdef inline void set_parameters(const Job* job, Py_ssize_t c, double mean, double var, real* table) noexcept nogil:
-    """Column c of the parameter table: what apply needs of a channel with this mean and variance."""
-    cdef Py_ssize_t ld = job.channels
-    cdef double inv_std = 1 / sqrt(var + job.eps)
-    cdef double gamma = 1 if job.gamma == NULL else (<const real*> job.gamma)[c]
-    job.inv_std[c] = inv_std
-    table[BN_MEAN_HI * ld + c] = <real> mean
-    # An infinite mean has no low part (inf - inf is NaN), and makes its outputs infinite or NaN by itself.
-    table[BN_MEAN_LO * ld + c] = <real> (mean - table[BN_MEAN_HI * ld + c]) if isfinite(mean) else 0
-    table[BN_SCALE * ld + c] = <real> (gamma * inv_std)
-    table[BN_BETA * ld + c] = 0 if job.beta == NULL else (<const real*> job.beta)[c]
-
-
-cdef void merge_blocks(const Job* job, Py_ssize_t c) noexcept nogil:
-    """Merge channel c's blocks in their order, into the first."""
-    cdef Py_ssize_t b, per_unit = job.inner if job.columns else 1, before, n
+cdef void merge_blocks(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
+    """Merge the blocks of these channels in their order, into the first."""
+    cdef Py_ssize_t b, c, per_unit = job.inner if job.columns else 1, before, n
     cdef double *part
     for b in range(1, job.blocks):
-        part = job.partial + 2 * b * job.channels + c
+        part = job.partial + 2 * b * job.channels
         before = first_unit(job, b) * per_unit
         n = first_unit(job, b + 1) * per_unit - before
-        merge_moments(<double> before, &job.partial[c], &job.partial[job.channels + c], <double> n, part[0],
-                      part[job.channels])
+        for c in range(c0, c1):
+            bn_merge(<double> before, <double> n, part[c], part[job.channels + c], &job.partial[c],
+                     &job.partial[job.channels + c])
+
+
+cdef inline void set_parameters(const Job* job, Py_ssize_t c0, Py_ssize_t c1, const double* mean, const double* var,
+                                real* kind) noexcept nogil:
+    """The parameter table of channels c0 to c1, from their statistics; mean and var begin at channel 0."""
+    bn_parameters(mean + c0, var + c0, at_offset(<const real*> job.gamma, c0), at_offset(<const real*> job.beta, c0),
+                  job.eps, c1 - c0, <real*> job.table + c0, job.channels, job.inv_std + c0)
 
 
 cdef void finish_statistics(const Job* job, Py_ssize_t t, real* kind) noexcept nogil:
-    """Merge the blocks of tile t; set parameters and running statistics."""
+    """Merge the blocks of tile t; set running statistics and parameters."""
     cdef Py_ssize_t c0 = t * job.tile, c1 = min(job.channels, c0 + job.tile), c
-    cdef double mean, m2, keep = 1 - job.momentum, count = <double> job.outer * job.inner
-    cdef real *running_mean = <real*> job.running_mean
-    cdef real *running_var = <real*> job.running_var
+    cdef double *mean = job.partial
+    cdef double *m2 = job.partial + job.channels
+    cdef double count = <double> job.outer * job.inner
+    merge_blocks(job, c0, c1)
+    if job.running_mean != NULL:
+        bn_update_running(<real*> job.running_mean + c0, mean + c0, 1, job.momentum, c1 - c0)
+        bn_update_running(<real*> job.running_var + c0, m2 + c0, 1 / (count - job.unbiased), job.momentum, c1 - c0)
     for c in range(c0, c1):
-        merge_blocks(job, c)
-        mean, m2 = job.partial[c], job.partial[job.channels + c]
-        set_parameters(job, c, mean, m2 / count, <real*> job.table)
-        if running_mean != NULL:
-            running_mean[c] = <real> (keep * running_mean[c] + job.momentum * mean)
-            running_var[c] = <real> (keep * running_var[c] + job.momentum * (m2 / (count - job.unbiased)))
+        m2[c] /= count
+    set_parameters(job, c0, c1, mean, m2, kind)
 
 
 # -- apply -------------------------------------------------------------------------------------------------------------
@@ -427,31 +419,28 @@ cdef void run_forward(const Job* job, int threads, real* kind) noexcept nogil:
 
 cdef void run_moments(const Job* job, int threads, real* kind) noexcept nogil:
     """Statistics alone, merged over the blocks into the first one's partial results."""
-    cdef Py_ssize_t c, i, items = job.tiles * job.blocks
+    cdef Py_ssize_t i, items = job.tiles * job.blocks
     if threads == 1:
         for i in range(items):
             stats_item(job, i % job.tiles, i // job.tiles, <real*> scratch_of(job, 0))
     else:
         for i in prange(items, schedule="dynamic", chunksize=1, num_threads=threads):
             stats_item(job, i % job.tiles, i // job.tiles, <real*> scratch_of(job, threadid()))
-    for c in range(job.channels):
-        merge_blocks(job, c)
+    merge_blocks(job, 0, job.channels)
 
 
 cdef void run_standardize(const Job* job, const double* mean, const double* var, int threads,
                           real* kind) noexcept nogil:
     """y = (x - mean) / sqrt(var), for float64 statistics."""
-    cdef Py_ssize_t c
-    for c in range(job.channels):
-        set_parameters(job, c, mean[c], var[c], <real*> job.table)
+    set_parameters(job, 0, job.channels, mean, var, kind)
     run_apply(job, threads, kind)
 
 
 cdef void run_given(const Job* job, int threads, real* kind) noexcept nogil:
     """Frozen and inference: y from the running statistics."""
-    cdef Py_ssize_t c
-    for c in range(job.channels):
-        set_parameters(job, c, (<real*> job.running_mean)[c], (<real*> job.running_var)[c], <real*> job.table)
+    bn_channel_sums(<const real*> job.running_mean, job.channels, 1, job.partial)  # to double
+    bn_channel_sums(<const real*> job.running_var, job.channels, 1, job.partial + job.channels)
+    set_parameters(job, 0, job.channels, job.partial, job.partial + job.channels, kind)
     run_apply(job, threads, kind)
 
 
@@ -469,10 +458,34 @@ cdef void run_apply(const Job* job, int threads, real* kind) noexcept nogil:
 # -- backward ----------------------------------------------------------------------------------------------------------
 
 
+cdef void add_reduction(const Job* job, Py_ssize_t c, Py_ssize_t start, Py_ssize_t stop, double a, double b, real* kind,
+                        double* sum, double* product) noexcept nogil:
+    """Add channel c's sums of dz (a) and dz * (x - mean) (b) over samples start to stop; where a float overflowed, sum
+    again in double.
+    """
+    cdef Py_ssize_t i, s, ld = job.channels
+    cdef const real *x = <const real*> job.x
+    cdef const real *table = <const real*> job.table + c
+    cdef real dz, unused
+    if real is float and not (isfinite(a) and isfinite(b)):
+        a = b = 0
+        for s in range(start, stop):
+            i = s // job.inner * ld * job.inner + c * job.inner + s % job.inner
+            dz = unused = 0
+            bn_reduce_columns(<const real*> job.dy + i, x + i, at_offset(<const real*> job.residual, i), 1, 0, 1, table,
+                              ld, <real> job.slope, job.activation, &dz, &unused)
+            a += dz
+            b += dz * ((<double> x[i] - table[BN_MEAN_HI * ld]) - table[BN_MEAN_LO * ld])
+            if isnan(a) and isnan(b):
+                break
+    sum[c] += a
+    product[c] += b
+
+
 cdef void reduce_item(const Job* job, Py_ssize_t t, Py_ssize_t b, real* scratch) noexcept nogil:
     """First half of the backward: sums of dz and of dz * (x - mean) of tile t over block b."""
-    cdef Py_ssize_t c0 = t * job.tile, c1 = min(job.channels, c0 + job.tile), c, k, u, o, at, i, n, ld, width
-    cdef Py_ssize_t chunk, start, stop
+    cdef Py_ssize_t c0 = t * job.tile, c1 = min(job.channels, c0 + job.tile), c, k, o, at, i, n, ld, width
+    cdef Py_ssize_t chunk, start, stop, begin
     cdef Py_ssize_t u0 = first_unit(job, b), u1 = first_unit(job, b + 1), stride = job.channels * job.inner
     cdef double *sum = job.partial + 2 * b * job.channels
     cdef double *product = sum + job.channels
@@ -481,6 +494,8 @@ cdef void reduce_item(const Job* job, Py_ssize_t t, Py_ssize_t b, real* scratch)
     cdef const real *residual = <const real*> job.residual
     cdef const real *table
     cdef real *lanes = scratch + BN_ROWS * job.width
+    cdef double *sums = <double*> (lanes + 2 * job.width)
+    cdef double *products = sums + job.tile
     cdef real slope = <real> job.slope
     memset(sum + c0, 0, (c1 - c0) * sizeof(double))
     memset(product + c0, 0, (c1 - c0) * sizeof(double))
@@ -489,21 +504,22 @@ cdef void reduce_item(const Job* job, Py_ssize_t t, Py_ssize_t b, real* scratch)
         width = (c1 - c0) * job.inner
         for chunk in range(ceil_div(u1 - u0, CHUNK_ROWS)):
             start = u0 + chunk * CHUNK_ROWS
+            i = start * stride + c0 * job.inner
             memset(lanes, 0, 2 * width * sizeof(real))
-            for u in range(start, min(start + CHUNK_ROWS, u1)):
-                i = u * stride + c0 * job.inner
-                bn_reduce_columns(dy + i, x + i, at_offset(residual, i), width, table, ld, slope,
-                                  job.activation, lanes, lanes + width)
+            bn_reduce_columns(dy + i, x + i, at_offset(residual, i), min(<Py_ssize_t> CHUNK_ROWS, u1 - start), stride,
+                              width, table, ld, slope, job.activation, lanes, lanes + width)
+            bn_channel_sums(lanes, c1 - c0, job.inner, sums)
+            bn_channel_sums(lanes + width, c1 - c0, job.inner, products)
             for k in range(c1 - c0):
-                sum[c0 + k] += column_sum(lanes, k, job.inner)
-                product[c0 + k] += column_sum(lanes + width, k, job.inner)
+                add_reduction(job, c0 + k, start * job.inner, min(start + CHUNK_ROWS, u1) * job.inner, sums[k],
+                              products[k], lanes, sum, product)
         return
     table, ld = <const real*> job.table, job.channels
     for c in range(c0, c1):
         start = u0
         while start < u1:
             memset(lanes, 0, 2 * LANES * sizeof(real))
-            stop = min(start + CHUNK, u1)
+            begin, stop = start, min(start + CHUNK, u1)
             while start < stop:
                 o = start // job.inner
                 at = start - o * job.inner
@@ -512,25 +528,21 @@ cdef void reduce_item(const Job* job, Py_ssize_t t, Py_ssize_t b, real* scratch)
                 bn_reduce_run(dy + i, x + i, at_offset(residual, i), n, table + c, ld, slope,
                               job.activation, lanes, lanes + LANES)
                 start += n
-            sum[c] += lanes_sum(lanes, LANES)
-            product[c] += lanes_sum(lanes + LANES, LANES)
+            add_reduction(job, c, begin, stop, lanes_sum(lanes, LANES), lanes_sum(lanes + LANES, LANES), lanes, sum,
+                          product)
 
 
 cdef void finish_reduction(const Job* job, Py_ssize_t t, real* kind) noexcept nogil:
     """Add the blocks of tile t in their order; set dgamma, dbeta and what the gradient needs."""
     cdef Py_ssize_t c0 = t * job.tile, c1 = min(job.channels, c0 + job.tile), c, b, ld = job.channels
-    cdef real *table = <real*> job.table
-    cdef double sum, product, inv_std, count = <double> job.outer * job.inner
-    for c in range(c0, c1):
-        sum = product = 0
-        for b in range(job.blocks):
-            sum += job.partial[2 * b * ld + c]
-            product += job.partial[(2 * b + 1) * ld + c]
-        inv_std = job.inv_std[c]
-        (<real*> job.dbeta)[c] = <real> sum
-        (<real*> job.dgamma)[c] = <real> (product * inv_std)
-        table[BN_DZ_MEAN * ld + c] = <real> (sum / count)
-        table[BN_SLOPE_X * ld + c] = <real> (product / count * inv_std * inv_std)
+    cdef double *sum = job.partial
+    cdef double *product = job.partial + ld
+    for b in range(1, job.blocks):
+        for c in range(c0, c1):
+            sum[c] += job.partial[2 * b * ld + c]
+            product[c] += job.partial[(2 * b + 1) * ld + c]
+    bn_finish_reduction(sum + c0, product + c0, job.inv_std + c0, <double> job.outer * job.inner, c1 - c0,
+                        <real*> job.dgamma + c0, <real*> job.dbeta + c0, <real*> job.table + c0, ld)
 
 
 cdef inline void gradient_run(const Job* job, Py_ssize_t i, Py_ssize_t n, const real* table, Py_ssize_t ld, int step,
@@ -554,7 +566,7 @@ cdef void gradient_item(const Job* job, Py_ssize_t t, Py_ssize_t b, real* scratc
     cdef Py_ssize_t c0 = t * job.tile, c1 = min(job.channels, c0 + job.tile), c, u, o, at, i, n, left, ld
     cdef Py_ssize_t u0 = first_unit(job, b), u1 = first_unit(job, b + 1), stride = job.channels * job.inner
     cdef const real *table
-    cdef real *buffer = scratch + (BN_ROWS + 3) * job.width
+    cdef real *buffer = scratch + (BN_ROWS + 2) * job.width
     if job.columns:
         table = spread_table(job, c0, c1, BN_ROWS, scratch, &ld)
         for u in range(u0, u1):
@@ -605,9 +617,9 @@ cdef void run_backward(const Job* job, int threads, real* kind) noexcept nogil:
 # -- what Python calls: every argument has been checked, every array is dense and laid out alike -----------------------
 
 
-cdef void* allocate(Job* job, int threads, bint statistics) except NULL:
+cdef void* allocate(Job* job, int threads) except NULL:
     """Scratch of all threads and the partial results, in one piece; sets the job's pointers."""
-    cdef size_t partial = 2 * job.blocks * job.channels * sizeof(double) if statistics else 0
+    cdef size_t partial = 2 * job.blocks * job.channels * sizeof(double)
     cdef char *memory = <char*> scratch_alloc(threads * job.scratch_bytes + partial)
     if memory == NULL:
         raise MemoryError("fastnorm: no memory for the scratch of batch norm")
@@ -636,7 +648,7 @@ def forward(x, residual, y, gamma, beta, running_mean, running_var, table, inv_s
     job.stream = outer * channels * inner * itemsize >= STREAM and job.y != job.x and job.y != job.residual
     plan(&job, itemsize, 1, training)
     threads = useful_threads(&job, threads)
-    memory = allocate(&job, threads, training)
+    memory = allocate(&job, threads)
     with nogil:
         if itemsize == 4:
             if training:
@@ -665,7 +677,7 @@ def moments(x, mean, m2, Py_ssize_t outer, Py_ssize_t channels, Py_ssize_t inner
         return
     plan(&job, itemsize, 1, True)
     threads = useful_threads(&job, threads)
-    memory = allocate(&job, threads, True)
+    memory = allocate(&job, threads)
     with nogil:
         if itemsize == 4:
             run_moments(&job, threads, <float*> NULL)
@@ -691,7 +703,7 @@ def standardize(x, y, mean, var, table, inv_std, Py_ssize_t outer, Py_ssize_t ch
     job.stream = outer * channels * inner * itemsize >= STREAM and job.y != job.x
     plan(&job, itemsize, 1, False)
     threads = useful_threads(&job, threads)
-    memory = allocate(&job, threads, False)
+    memory = allocate(&job, threads)
     with nogil:
         if itemsize == 4:
             run_standardize(&job, mean_in, var_in, threads, <float*> NULL)
@@ -720,7 +732,7 @@ def backward(dy, x, residual, dx, dresidual, table, inv_std, dgamma, dbeta, Py_s
     job.stream = outer * channels * inner * itemsize >= STREAM and job.y != job.dy
     plan(&job, itemsize, 2, True)
     threads = useful_threads(&job, threads)
-    memory = allocate(&job, threads, True)
+    memory = allocate(&job, threads)
     with nogil:
         if itemsize == 4:
             run_backward(&job, threads, <float*> NULL)

@@ -7,9 +7,7 @@ Twins: fastnorm/reference/updates.py, under the names of the public functions.
 #   of one parameter with the addresses of its arrays, so float32 and float64 parameters may follow each other.
 #   Tiles depend on the sizes alone; every element is computed by itself, and the partial sums of the norm are added up
 #   in tile order: the same bits for every thread count.
-# - The arrays of one parameter are dense and laid out alike, so an update is a loop over flat memory. `all_well` is the
-#   one test of that, without a word: lists of hundreds of small arrays are common, and the worded checks of
-#   _arrays.py cost microseconds an array. Where it says no, the Python layer finds out why.
+# - The arrays of one parameter are dense and laid out alike, so an update is a loop over flat memory.
 # - Constants (bias corrections, 1 - beta, ...) are computed in double and rounded once to the parameter's dtype.
 #   A choice that adds or drops an array is a constant argument of its loop, so that each combination is compiled for
 #   itself, without a branch; a choice of arithmetic alone is a select, or a constant of 0 or 1 (adding 0 and
@@ -19,7 +17,7 @@ Twins: fastnorm/reference/updates.py, under the names of the public functions.
 cimport numpy as cnp
 from cython.parallel cimport prange
 from libc.math cimport pow, sqrt, sqrtf
-from libc.stdlib cimport free, malloc, qsort
+from libc.stdlib cimport free, malloc
 
 from .vector cimport fastnorm_build_flags, real, sum_squares
 
@@ -27,7 +25,10 @@ cnp.import_array()
 
 cdef enum:
     TILE = 16384  # elements: long enough to hide the handing out, short enough to share a layer among threads
-    SMALL = 32768  # elements of a whole list that one thread updates in about the time it takes to wake a team
+    # Elements of a whole list that one thread updates alone. Below it a second thread saves 10 us at most (Adam on
+    # 85,000: 22 us alone, 16 us by two), and where other programs keep the cores busy, it costs 1 to 8 ms a call, on
+    # average, to wait until the second thread gets its turn.
+    SMALL = 131072
     ARRAYS = 5  # at most, of one parameter
 
 # What a tile is: a run of `n` elements at the same place of each array of one parameter.
@@ -48,113 +49,6 @@ ctypedef void (*TileKernel)(Tile* t, const void* constants) noexcept nogil
 def build_flags():
     """Compiler flags of this level's build."""
     return fastnorm_build_flags().decode()
-
-
-# -- the fast check ----------------------------------------------------------------------------------------------------
-
-cdef struct Range:
-    size_t low, high
-    bint written
-
-
-cdef int by_address(const void* a, const void* b) noexcept nogil:
-    cdef size_t x = (<const Range*> a).low, y = (<const Range*> b).low
-    return (x > y) - (x < y)
-
-
-cdef bint is_dense(cnp.ndarray a) noexcept:
-    """Whether the elements fill one block of memory in some axis order."""
-    cdef cnp.npy_intp* shape = cnp.PyArray_DIMS(a)
-    cdef cnp.npy_intp* strides = cnp.PyArray_STRIDES(a)
-    cdef int ndim = cnp.PyArray_NDIM(a), _step, j
-    cdef Py_ssize_t expected = cnp.PyArray_ITEMSIZE(a)
-    if cnp.PyArray_CHKFLAGS(a, cnp.NPY_ARRAY_C_CONTIGUOUS) or cnp.PyArray_CHKFLAGS(a, cnp.NPY_ARRAY_F_CONTIGUOUS):
-        return True
-    for _step in range(ndim):  # from the innermost axis outward
-        for j in range(ndim):
-            if shape[j] > 1 and strides[j] == expected:
-                expected *= shape[j]
-                break
-    return expected == cnp.PyArray_NBYTES(a)
-
-
-cdef bint is_like(cnp.ndarray a, cnp.ndarray first) noexcept:
-    """Whether two arrays have one shape, dtype and layout, ``first`` being dense."""
-    cdef int ndim = cnp.PyArray_NDIM(first), i
-    if cnp.PyArray_TYPE(a) != cnp.PyArray_TYPE(first) or cnp.PyArray_NDIM(a) != ndim:
-        return False
-    for i in range(ndim):
-        if cnp.PyArray_DIM(a, i) != cnp.PyArray_DIM(first, i):
-            return False
-    if cnp.PyArray_CHKFLAGS(a, cnp.NPY_ARRAY_C_CONTIGUOUS) and cnp.PyArray_CHKFLAGS(first, cnp.NPY_ARRAY_C_CONTIGUOUS):
-        return True
-    for i in range(ndim):
-        if cnp.PyArray_DIM(a, i) > 1 and cnp.PyArray_STRIDE(a, i) != cnp.PyArray_STRIDE(first, i):
-            return False
-    return True
-
-
-cdef bint are_disjoint(Range* ranges, Py_ssize_t n) noexcept nogil:
-    """Whether no range that is written meets another one. Sorts them."""
-    cdef size_t end_of_all = 0, end_of_written = 0
-    cdef Py_ssize_t i
-    qsort(ranges, n, sizeof(Range), by_address)
-    for i in range(n):
-        if ranges[i].low < (end_of_all if ranges[i].written else end_of_written):
-            return False
-        end_of_all = max(end_of_all, ranges[i].high)
-        if ranges[i].written:
-            end_of_written = max(end_of_written, ranges[i].high)
-    return True
-
-
-def all_well(tuple lists, tuple written):
-    """Whether kernels can take these lists as they are; False says "look closer", not "wrong".
-
-    ``lists`` holds one tuple an argument, all of one length; ``written`` says which of them kernels write. True means:
-    ndarrays (no subclass) of native float32 or float64, aligned; the arrays at one position are dense with one shape,
-    dtype and layout; those written are writeable, and no address range of theirs meets another one.
-    """
-    cdef Py_ssize_t n_lists = len(lists), n = len(<tuple> lists[0]), n_ranges = 0, i, j
-    cdef Range* ranges = <Range*> malloc(max(n_lists * n, 1) * sizeof(Range))
-    cdef cnp.ndarray a, first
-    cdef tuple arrays
-    cdef object item
-    cdef int type_number
-    cdef bint is_written
-    if ranges is NULL:
-        raise MemoryError("fastnorm: no memory for the address ranges of an optimizer call")
-    try:
-        for j in range(n_lists):
-            arrays = <tuple> lists[j]
-            is_written = written[j]
-            for i in range(n):
-                item = arrays[i]
-                if not cnp.PyArray_CheckExact(item):
-                    return False
-                a = <cnp.ndarray> item
-                type_number = cnp.PyArray_TYPE(a)
-                if not (type_number == cnp.NPY_FLOAT32 or type_number == cnp.NPY_FLOAT64):
-                    return False
-                if not (cnp.PyArray_CHKFLAGS(a, cnp.NPY_ARRAY_ALIGNED) and cnp.PyArray_ISNOTSWAPPED(a)):
-                    return False
-                if is_written and not cnp.PyArray_CHKFLAGS(a, cnp.NPY_ARRAY_WRITEABLE):
-                    return False
-                if j == 0:
-                    if not is_dense(a):
-                        return False
-                else:
-                    first = <cnp.ndarray> (<tuple> lists[0])[i]
-                    if not is_like(a, first):
-                        return False
-                if cnp.PyArray_SIZE(a) > 0:
-                    ranges[n_ranges].low = <size_t> cnp.PyArray_DATA(a)
-                    ranges[n_ranges].high = ranges[n_ranges].low + <size_t> cnp.PyArray_NBYTES(a)
-                    ranges[n_ranges].written = is_written
-                    n_ranges += 1
-        return are_disjoint(ranges, n_ranges)
-    finally:
-        free(ranges)
 
 
 # -- tiles -------------------------------------------------------------------------------------------------------------
@@ -332,7 +226,7 @@ cdef inline void rmsprop_loop(
             variance = <real> positive_part(square - mean * mean)
         else:
             g = direction(grad[i], p[i], sign, weight_decay)
-            variance = alpha * s[i] + gain * (g * g)
+            variance = alpha * s[i] + gain * g * g  # in this order: g * g overflows from 1.8e19 on in float32
             s[i] = variance
         d = g / (root(variance + eps_inside) + eps_outside)
         if has_momentum:
@@ -412,7 +306,7 @@ cdef inline void adam_loop(
     for i in range(n):
         g = direction(grad[i], p[i], sign, weight_decay)
         mean = beta1 * m[i] + gain1 * g
-        square = beta2 * v[i] + gain2 * (g * g)
+        square = beta2 * v[i] + gain2 * g * g  # in this order: g * g overflows from 1.8e19 on in float32
         m[i] = mean
         v[i] = square
         if amsgrad:
@@ -513,17 +407,18 @@ cdef void sum_squares_tile(Tile* t, const void* constants) noexcept nogil:
 
 cdef inline void scale_loop(
     real* x,  # IN OUT
-    Py_ssize_t n, real factor,
+    Py_ssize_t n, double factor,
 ) noexcept nogil:
+    # The factor in double: in float32, one for gradients of 1e30 is subnormal or 0.
     cdef Py_ssize_t i
     for i in range(n):
-        x[i] *= factor
+        x[i] = <real> (x[i] * factor)
 
 
 cdef void scale_tile(Tile* t, const void* constants) noexcept nogil:
     cdef double factor = (<const double*> constants)[0]
     if t.is_float32:
-        scale_loop(<float*> t.array[0], t.n, <float> factor)
+        scale_loop(<float*> t.array[0], t.n, factor)
     else:
         scale_loop(<double*> t.array[0], t.n, factor)
 

@@ -33,19 +33,53 @@ cdef extern from "vector.h" nogil:
     float exp_f32(float x)
     double exp_f64(double x)
 
-    void bn_stats_columns_f32(const float* x, Py_ssize_t n, const float* pivot, float* sum, float* square)
-    void bn_stats_columns_f64(const double* x, Py_ssize_t n, const double* pivot, double* sum, double* square)
+    void bn_stats_columns_f32(const float* x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t n, const float* pivot,
+                              float* sum, float* square)
+    void bn_stats_columns_f64(const double* x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t n, const double* pivot,
+                              double* sum, double* square)
+    void bn_typical_f32(const float* x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t n, float* pivot, double* mean)
+    void bn_typical_f64(const double* x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t n, double* pivot,
+                        double* mean)
+    void bn_channel_sums_f32(const float* columns, Py_ssize_t channels, Py_ssize_t inner, double* out)
+    void bn_channel_sums_f64(const double* columns, Py_ssize_t channels, Py_ssize_t inner, double* out)
+    void bn_merge_chunk_f32(double count, double n, const float* pivot, Py_ssize_t inner, const double* sum,
+                            const double* square, Py_ssize_t channels, double* mean, double* m2)
+    void bn_merge_chunk_f64(double count, double n, const double* pivot, Py_ssize_t inner, const double* sum,
+                            const double* square, Py_ssize_t channels, double* mean, double* m2)
+    void bn_wide_moments_f32(const float* x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t channels,
+                             Py_ssize_t inner, double* mean, double* m2)
+    void bn_wide_moments_f64(const double* x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t channels,
+                             Py_ssize_t inner, double* mean, double* m2)
+    double bn_square_sum_f32(const float* x, Py_ssize_t n, double mean)
+    double bn_square_sum_f64(const double* x, Py_ssize_t n, double mean)
+    bint bn_in_range_f32(const double* sum, const double* square, Py_ssize_t channels)
+    bint bn_in_range_f64(const double* sum, const double* square, Py_ssize_t channels)
+    void bn_update_running_f32(float* running, const double* batch, double factor, double momentum,
+                               Py_ssize_t channels)
+    void bn_update_running_f64(double* running, const double* batch, double factor, double momentum,
+                               Py_ssize_t channels)
+    void bn_parameters_f32(const double* mean, const double* var, const float* gamma, const float* beta, double eps,
+                           Py_ssize_t channels, float* p, Py_ssize_t ld, double* inv_std)
+    void bn_parameters_f64(const double* mean, const double* var, const double* gamma, const double* beta, double eps,
+                           Py_ssize_t channels, double* p, Py_ssize_t ld, double* inv_std)
+    void bn_finish_reduction_f32(const double* sum, const double* product, const double* inv_std, double n,
+                                 Py_ssize_t channels, float* dgamma, float* dbeta, float* p, Py_ssize_t ld)
+    void bn_finish_reduction_f64(const double* sum, const double* product, const double* inv_std, double n,
+                                 Py_ssize_t channels, double* dgamma, double* dbeta, double* p, Py_ssize_t ld)
+    void bn_reduce_columns_f32(const float* dy, const float* x, const float* residual, Py_ssize_t rows,
+                               Py_ssize_t stride, Py_ssize_t n, const float* p, Py_ssize_t ld, float slope,
+                               int activation, float* sum, float* product)
+    void bn_reduce_columns_f64(const double* dy, const double* x, const double* residual, Py_ssize_t rows,
+                               Py_ssize_t stride, Py_ssize_t n, const double* p, Py_ssize_t ld, double slope,
+                               int activation, double* sum, double* product)
+    void bn_merge(double count, double n, double mean_n, double m2_n, double* mean, double* m2)
+    bint bn_any_far(double n, const double* sum, const double* square, Py_ssize_t channels)
     void bn_stats_run_f32(const float* x, Py_ssize_t n, float pivot, float* sum, float* square)
     void bn_stats_run_f64(const double* x, Py_ssize_t n, double pivot, double* sum, double* square)
     void bn_apply_f32(const float* x, const float* residual, float* y, Py_ssize_t n, const float* p, Py_ssize_t ld,
                       int step, float slope, int activation)
     void bn_apply_f64(const double* x, const double* residual, double* y, Py_ssize_t n, const double* p,
                       Py_ssize_t ld, int step, double slope, int activation)
-    void bn_reduce_columns_f32(const float* dy, const float* x, const float* residual, Py_ssize_t n, const float* p,
-                               Py_ssize_t ld, float slope, int activation, float* sum, float* product)
-    void bn_reduce_columns_f64(const double* dy, const double* x, const double* residual, Py_ssize_t n,
-                               const double* p, Py_ssize_t ld, double slope, int activation, double* sum,
-                               double* product)
     void bn_reduce_run_f32(const float* dy, const float* x, const float* residual, Py_ssize_t n, const float* p,
                            Py_ssize_t ld, float slope, int activation, float* sum, float* product)
     void bn_reduce_run_f64(const double* dy, const double* x, const double* residual, Py_ssize_t n, const double* p,
@@ -124,12 +158,92 @@ cdef inline double lanes_sum(const real* x, Py_ssize_t n) noexcept nogil:
         return lanes_sum_f64(x, n)
 
 
-cdef inline void bn_stats_columns(const real* x, Py_ssize_t n, const real* pivot, real* sum,
-                                  real* square) noexcept nogil:
+cdef inline void bn_stats_columns(const real* x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t n, const real* pivot,
+                                  real* sum, real* square) noexcept nogil:
     if real is float:
-        bn_stats_columns_f32(x, n, pivot, sum, square)
+        bn_stats_columns_f32(x, rows, stride, n, pivot, sum, square)
     else:
-        bn_stats_columns_f64(x, n, pivot, sum, square)
+        bn_stats_columns_f64(x, rows, stride, n, pivot, sum, square)
+
+
+cdef inline void bn_typical(const real* x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t n, real* pivot,
+                            double* mean) noexcept nogil:
+    if real is float:
+        bn_typical_f32(x, rows, stride, n, pivot, mean)
+    else:
+        bn_typical_f64(x, rows, stride, n, pivot, mean)
+
+
+cdef inline void bn_channel_sums(const real* columns, Py_ssize_t channels, Py_ssize_t inner,
+                                 double* out) noexcept nogil:
+    if real is float:
+        bn_channel_sums_f32(columns, channels, inner, out)
+    else:
+        bn_channel_sums_f64(columns, channels, inner, out)
+
+
+cdef inline void bn_merge_chunk(double count, double n, const real* pivot, Py_ssize_t inner, const double* sum,
+                                const double* square, Py_ssize_t channels, double* mean, double* m2) noexcept nogil:
+    if real is float:
+        bn_merge_chunk_f32(count, n, pivot, inner, sum, square, channels, mean, m2)
+    else:
+        bn_merge_chunk_f64(count, n, pivot, inner, sum, square, channels, mean, m2)
+
+
+cdef inline void bn_wide_moments(const real* x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t channels,
+                                 Py_ssize_t inner, double* mean, double* m2) noexcept nogil:
+    if real is float:
+        bn_wide_moments_f32(x, rows, stride, channels, inner, mean, m2)
+    else:
+        bn_wide_moments_f64(x, rows, stride, channels, inner, mean, m2)
+
+
+cdef inline double bn_square_sum(const real* x, Py_ssize_t n, double mean) noexcept nogil:
+    if real is float:
+        return bn_square_sum_f32(x, n, mean)
+    else:
+        return bn_square_sum_f64(x, n, mean)
+
+
+cdef inline bint bn_in_range(const double* sum, const double* square, Py_ssize_t channels, real* kind) noexcept nogil:
+    if real is float:
+        return bn_in_range_f32(sum, square, channels)
+    else:
+        return bn_in_range_f64(sum, square, channels)
+
+
+cdef inline void bn_update_running(real* running, const double* batch, double factor, double momentum,
+                                   Py_ssize_t channels) noexcept nogil:
+    if real is float:
+        bn_update_running_f32(running, batch, factor, momentum, channels)
+    else:
+        bn_update_running_f64(running, batch, factor, momentum, channels)
+
+
+cdef inline void bn_parameters(const double* mean, const double* var, const real* gamma, const real* beta, double eps,
+                               Py_ssize_t channels, real* p, Py_ssize_t ld, double* inv_std) noexcept nogil:
+    if real is float:
+        bn_parameters_f32(mean, var, gamma, beta, eps, channels, p, ld, inv_std)
+    else:
+        bn_parameters_f64(mean, var, gamma, beta, eps, channels, p, ld, inv_std)
+
+
+cdef inline void bn_finish_reduction(const double* sum, const double* product, const double* inv_std, double n,
+                                     Py_ssize_t channels, real* dgamma, real* dbeta, real* p,
+                                     Py_ssize_t ld) noexcept nogil:
+    if real is float:
+        bn_finish_reduction_f32(sum, product, inv_std, n, channels, dgamma, dbeta, p, ld)
+    else:
+        bn_finish_reduction_f64(sum, product, inv_std, n, channels, dgamma, dbeta, p, ld)
+
+
+cdef inline void bn_reduce_columns(const real* dy, const real* x, const real* residual, Py_ssize_t rows,
+                                   Py_ssize_t stride, Py_ssize_t n, const real* p, Py_ssize_t ld, real slope,
+                                   int activation, real* sum, real* product) noexcept nogil:
+    if real is float:
+        bn_reduce_columns_f32(dy, x, residual, rows, stride, n, p, ld, slope, activation, sum, product)
+    else:
+        bn_reduce_columns_f64(dy, x, residual, rows, stride, n, p, ld, slope, activation, sum, product)
 
 
 cdef inline void bn_stats_run(const real* x, Py_ssize_t n, real pivot, real* sum, real* square) noexcept nogil:
@@ -145,15 +259,6 @@ cdef inline void bn_apply(const real* x, const real* residual, real* y, Py_ssize
         bn_apply_f32(x, residual, y, n, p, ld, step, slope, activation)
     else:
         bn_apply_f64(x, residual, y, n, p, ld, step, slope, activation)
-
-
-cdef inline void bn_reduce_columns(const real* dy, const real* x, const real* residual, Py_ssize_t n, const real* p,
-                                   Py_ssize_t ld, real slope, int activation, real* sum,
-                                   real* product) noexcept nogil:
-    if real is float:
-        bn_reduce_columns_f32(dy, x, residual, n, p, ld, slope, activation, sum, product)
-    else:
-        bn_reduce_columns_f64(dy, x, residual, n, p, ld, slope, activation, sum, product)
 
 
 cdef inline void bn_reduce_run(const real* dy, const real* x, const real* residual, Py_ssize_t n, const real* p,

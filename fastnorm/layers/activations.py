@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .._arrays import FLOAT64, Array, check_array, check_flag, check_like, check_number
+from .._backend import Backend
 from ..activations import _check_factor
-from .base import Backend, Layer, RandomStream
+from .base import Layer, RandomStream
 
 
 class _Activation(Layer):

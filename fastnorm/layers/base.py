@@ -1,4 +1,4 @@
-"""What the layers share: parameters, gradients and saved state by name, and the choice of a backend."""
+"""What the layers share: parameters, gradients and saved state by name."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .._arrays import Array, check_integer
-
-Backend = Any
-"""`fastnorm`, `fastnorm.reference`, or any object with the same functions."""
+from .._backend import HasBackend
 
 MAX_SEED = (1 << 64) - 1
 
 
-class Stateful:
+class Stateful(HasBackend):
     """Arrays by name: parameters with a gradient each, and buffers that are saved but not trained.
 
     A parameter ``weight`` is the attribute ``weight``, its gradient ``weight_grad``; None where there is none.
@@ -24,18 +22,6 @@ class Stateful:
 
     _parameter_names: ClassVar[tuple[str, ...]] = ()
     _buffer_names: ClassVar[tuple[str, ...]] = ()
-
-    def __init__(self, backend: Backend = None) -> None:
-        self.backend = backend
-
-    @property
-    def _functions(self) -> Backend:
-        """Where the functions are looked up, at every call."""
-        if self.backend is not None:
-            return self.backend
-        import fastnorm  # not at the top: fastnorm imports the layers
-
-        return fastnorm
 
     @property
     def params(self) -> list[Array]:

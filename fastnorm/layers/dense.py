@@ -9,8 +9,9 @@ from numpy.typing import DTypeLike
 
 from .. import init as _init
 from .._arrays import Array, check_array, check_choice, check_dtype, check_flag, check_integer, check_like, check_number
+from .._backend import Backend
 from ..init import Rng
-from .base import Backend, Layer, RandomStream
+from .base import Layer, RandomStream
 
 Initializer = Callable[[tuple[int, ...], Rng, DTypeLike], Array]
 
@@ -25,7 +26,8 @@ class Dense(Layer):
     bias : bool, default True
         Whether to add a bias, zero at first.
     init : str or callable, default "he_normal"
-        Name of a function of `fastnorm.init`, or a function of ``(shape, rng, dtype)`` that returns the weights.
+        Name of a function of `fastnorm.init`, or a function of ``(shape, rng, dtype)`` that returns the weights,
+        which are copied.
     rng : numpy.random.Generator, int or None, optional
         Where the initial weights come from. Layers of one network share a generator; with the same integer they would
         begin with the same numbers.
@@ -71,7 +73,8 @@ class Dense(Layer):
         has_bias = check_flag("bias", bias)
         function: Initializer = (
             init if callable(init) else getattr(_init, str(check_choice("init", init, _init.__all__))))
-        self.weight = check_like("init", function(shape, rng, self.dtype), shape, self.dtype)
+        # a copy: a function that returns an array kept elsewhere, or read-only, shall not tie two networks together
+        self.weight = np.array(check_like("init", function(shape, rng, self.dtype), shape, self.dtype), order="C")
         self.weight_grad = np.zeros_like(self.weight)
         self.bias = np.zeros(shape[1], self.dtype) if has_bias else None
         self.bias_grad = np.zeros(shape[1], self.dtype) if has_bias else None

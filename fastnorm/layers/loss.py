@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from .._arrays import Array, check_array, check_choice, check_integer, check_number
-from .base import Backend, Stateful
+from .._backend import Backend
+from .base import Stateful
 
 
 class SoftmaxCrossEntropy(Stateful):

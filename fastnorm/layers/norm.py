@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from .._arrays import Array, check_array, check_axis, check_choice, check_dtype, check_flag, check_integer, check_number
-from .base import Backend, Layer
+from .._backend import Backend
+from .base import Layer
 
 
 class BatchNorm(Layer):

@@ -23,11 +23,11 @@ __all__ = ["celu", "celu_backward", "dropout", "dropout_backward", "elu", "elu_b
 
 
 def _elementwise(formula: Callable[..., Array], arrays: tuple[Array, ...], out: Array | None) -> Array:
-    """The formula on float64 copies of the arrays, in the dtype and memory order of the last one."""
+    """The formula on plain float64 copies (the * of np.matrix is another), in the dtype and order of the last array."""
     like = arrays[-1]
     # NaN, infinity, overflow and underflow are results here, not surprises.
     with np.errstate(all="ignore"):
-        values = formula(*(a.astype(np.float64) for a in arrays))
+        values = formula(*(a.astype(np.float64, subok=False) for a in arrays))
         result = np.empty_like(like, subok=False)
         result[...] = values
     return write_back(out, result)

@@ -14,7 +14,7 @@ __all__ = ["log_softmax", "softmax", "softmax_cross_entropy"]
 
 def _classes_last(x: Array, axis: int) -> Array:
     """A float64 copy with contiguous rows, which NumPy adds pairwise."""
-    return np.moveaxis(x, axis, -1).astype(np.float64, order="C")
+    return np.moveaxis(np.asarray(x), axis, -1).astype(np.float64, order="C")
 
 
 def _give(result: Array, axis: int, like: Array, out: Array | None) -> Array:
@@ -60,8 +60,9 @@ def softmax_cross_entropy(logits: Array, targets: Array | int | np.integer[Any],
         log_p = _log_softmax(_classes_last(given.logits, axis))
         if given.labels is not None:
             _raise_for_labels(given.labels, classes, given.ignore_index)
-            kept = given.labels != given.ignore_index
-            y = np.where(kept, given.labels, 0).astype(np.int64)[..., None]
+            labels = np.asarray(given.labels)
+            kept = labels != given.ignore_index
+            y = np.where(kept, labels, 0).astype(np.int64)[..., None]
             q = s / classes * w + np.where(np.arange(classes) == y, (1 - s) * w[y], 0)
             divisor = float(np.sum(w[y[..., 0]], where=kept))
         else:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._arrays import Array
+from .._arrays import Array, block, matching
 from ..norm import ACTIVATIONS, Backward, _check_backward, _check_forward, _check_inference
 
 __all__ = ["batch_norm_backward", "batch_norm_forward", "batch_norm_inference"]
@@ -60,6 +60,9 @@ def _normalize(x: Array, mean: Array, var: Array, gamma: Array | None, beta: Arr
                activation: int, slope: float, residual: Array | None, out: Array | None,
                training: bool) -> tuple[Array, BatchNormCache]:
     """The formula, for statistics of either origin, each of shape (C,)."""
+    # The cache refers to the same memory as the kernels', so that both refuse the same outputs in backward.
+    x = np.asarray(block(x, axis)[0])
+    residual = None if residual is None else np.asarray(matching(residual, x))
     shape = [1] * x.ndim
     shape[axis] = -1
     mean, inv_std = mean.reshape(shape), 1 / np.sqrt(var.reshape(shape) + eps)
@@ -117,7 +120,7 @@ def batch_norm_backward(dy: Array, cache: Any, *, out: Array | None = None) -> B
     _check_backward(dy, cache, BatchNormCache, out)
     x, residual, z, mean, inv_std, gamma, has_beta, axis, training, activation, slope = cache
     with np.errstate(all="ignore"):
-        dz = dy.astype(np.float64)
+        dz = dy.astype(np.float64, subok=False)
         if activation == RELU:
             dz = np.where(z <= 0, 0, dz)
         elif activation == LEAKY_RELU:

@@ -27,7 +27,7 @@ def _positions(lists: Lists, present: tuple[int | None, ...]) -> Iterator[list[t
     """For each parameter, its arrays and their float64 values; absent ones are empty."""
     for position in zip(*lists.arrays, strict=True):
         arrays = [np.empty(0) if at is None else position[at] for at in present]
-        yield [(a, a.astype(np.float64)) for a in arrays]
+        yield [(a, a.astype(np.float64, subok=False)) for a in arrays]  # the * of np.matrix is another
 
 
 def _direction(grad: Array, p: Array, weight_decay: float, maximize: bool) -> Array:
@@ -121,9 +121,9 @@ def adagrad_step(params: Arrays, grads: Arrays, state_sums: Arrays, *, step: int
 def clip_grad_norm(grads: Arrays, max_norm: float) -> float:
     """Twin of `fastnorm.clip_grad_norm`."""
     lists, (max_norm, measure_only) = _check_clip(grads, max_norm)
-    norm = float(np.sqrt(sum(np.sum(g.astype(np.float64) ** 2) for g in lists.arrays[0])))
+    norm = float(np.sqrt(sum(np.sum(np.asarray(g, np.float64) ** 2) for g in lists.arrays[0])))
     factor = 1.0 if measure_only else float(np.minimum(1.0, max_norm / (norm + 1e-6)))  # np.minimum: NaN stays NaN
     if factor != 1.0:
         for g in lists.arrays[0]:
-            g[...] = g.astype(np.float64) * factor
+            g[...] = np.asarray(g, np.float64) * factor
     return norm
