@@ -12,6 +12,7 @@ from .search import Trial
 from .settings import RULES, Settings
 from .train import Epoch, Run, Step
 
+
 class TrainingProgress(Bar):
     """Shows the events of one run."""
 
