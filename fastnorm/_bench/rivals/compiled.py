@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,7 +16,9 @@ MOST_ARRAYS = 2  # longer lists compile for minutes
 
 def load(threads: int) -> Compiled:
     """The compiler for so many threads."""
-    return Compiled(need("torch"), threads)
+    torch = need("torch")
+    torch._logging.set_logs(all=logging.ERROR)
+    return Compiled(torch, threads)
 
 
 class Compiled:

@@ -17,14 +17,15 @@ from . import AbsentError, need
 def load(threads: int) -> DeepSpeed:
     """DeepSpeed with its operator built, on PyTorch's threads."""
     torch = need("torch")
-    need("deepspeed")
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     parameter = torch.nn.Parameter(torch.zeros(8))
     parameter.grad = torch.zeros(8)
     try:
         with _silence():
+            need("deepspeed")
             kind = need("deepspeed.ops.adam").DeepSpeedCPUAdam
             kind([parameter]).step()
+    except AbsentError:
+        raise
     except Exception as error:  # a compiler that is missing or refuses: whatever it is, it cannot run here
         raise AbsentError(f"its CPU Adam cannot be built: {type(error).__name__}: {error}") from None
     return DeepSpeed(torch, kind, need("deepspeed").__version__, threads)
@@ -32,13 +33,15 @@ def load(threads: int) -> DeepSpeed:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Discard what its compilation prints."""
+    """Discard what its compilation prints and logs."""
     sys.stdout.flush()
+    logging.disable(logging.WARNING)
     saved, nothing = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nothing, 1)
         yield
     finally:
+        logging.disable(logging.NOTSET)
         sys.stdout.flush()
         os.dup2(saved, 1)
         os.close(saved)
