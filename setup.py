@@ -25,7 +25,7 @@ from distutils.ccompiler import new_compiler  # isort: skip
 from distutils.sysconfig import customize_compiler  # isort: skip
 
 KERNELS = Path("fastnorm/_kernels")
-PER_LEVEL = ("activation", "batchnorm", "optimizer", "softmax")
+PER_LEVEL = ("activation", "bandwidth", "batchnorm", "optimizer", "softmax")
 BASELINE_ONLY = ("checks", "runtime")  # no arithmetic worth a level; `runtime` runs before the CPU is known
 MSVC = sys.platform == "win32"
 

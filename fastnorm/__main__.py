@@ -1,4 +1,4 @@
-"""The command line: `python -m fastnorm info`, `python -m fastnorm train`."""
+"""The command line: `python -m fastnorm info`, `train` and `bench`."""
 
 from __future__ import annotations
 
@@ -25,6 +25,16 @@ TRAIN_END = """\
 A checkpoint is written after every epoch. --load continues it with the settings it was saved with, up to --epochs in
 all, and gives the same bits as a run that was never interrupted; only --epochs, --lr, --beta and --batch-size can be
 changed on the way. Exit status: 0, 2 for a mistake in what was given, 130 when interrupted."""
+
+BENCH = """\
+Measure each kernel on shapes that people use, beside the rivals that are installed (PyTorch, JAX, thinc, ...), beside
+its NumPy twin, and beside the memory limit of this machine, all in one run, calls interleaved. Stop everything else
+first."""
+
+BENCH_END = """\
+Rivals: PyTorch, torch.compile, JAX, thinc, DeepSpeed; `pip install "fastnorm[bench]"` installs the first four.
+torch.compile and DeepSpeed compile C++ before they run, and are left out unless --full or --rivals asks for them.
+Exit status: 0, 2 for a mistake in what was given, 130 when interrupted."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -115,6 +125,23 @@ def _parser() -> Parser:
     add("--search", type=_integer(1), metavar="N",
         help="instead of one training: try N random pairs of learning rate and beta for a few epochs each, then a "
              "finer round around the best, and rank them on a validation split of the training set")
+
+    bench = commands.add_parser("bench", help="measure the kernels beside their rivals", description=BENCH,
+                                epilog=BENCH_END)
+    bench.set_defaults(run=_bench)
+    add = bench.add_argument
+    add("--threads", type=_integer(1, _runtime.MAX_THREADS), metavar="N",
+        help="threads of every rival (default: OMP_NUM_THREADS, else all cores)")
+    add("--seconds", type=_number(0, math.inf, open_low=True), metavar="S",
+        help="how long each case runs, in all (default: 3; 4 with --full)")
+    add("--only", metavar="PATTERN",
+        help="only cases whose name has all these words, of the full grid where the quick one has none: --only "
+             "'backward NHWC'")
+    add("--rivals", metavar="LIST", help="names, separated by commas, or none (default: those installed)")
+    add("--plot", type=Path, metavar="FILE", help="draw speed-ups and shares of the limit (.png, .pdf, .svg, ...)")
+    add("--json", type=Path, metavar="FILE", help="write what was measured; bench/report.py reads it")
+    add("--full", action="store_true",
+        help="the whole grid, sizes from 1 KB to 1 GB, every instruction set, one thread too: takes an hour or more")
     return parser
 
 
@@ -135,6 +162,13 @@ def _train(arguments: argparse.Namespace) -> None:
     given = {name: options[name] for name in settings.Settings.__dataclass_fields__ if options[name] is not None}
     rest = {name: options[name] for name in command.Job.__dataclass_fields__ if name != "given"}
     command.train(command.Job(given=given, **rest))
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    from ._bench import command
+
+    options = vars(arguments)
+    command.bench(command.Job(**{name: options[name] for name in command.Job.__dataclass_fields__}))
 
 
 def _one_line(text: str) -> str:

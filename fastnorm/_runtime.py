@@ -16,7 +16,7 @@ from typing import Any
 from ._arrays import check_integer
 
 LEVELS = ("baseline", "avx2", "avx512")  # weakest first
-KERNEL_MODULES = ("activation", "batchnorm", "optimizer", "softmax")
+KERNEL_MODULES = ("activation", "bandwidth", "batchnorm", "optimizer", "softmax")
 
 _NOT_BUILT = """fastnorm: no compiled kernels in {folder}.
 This is a source tree that was not built. Build it in place with `pip install -e .`, or, if fastnorm is installed
@@ -35,6 +35,7 @@ class Kernels:
 
     level: str
     activation: ModuleType | Any
+    bandwidth: ModuleType | Any
     batchnorm: ModuleType | Any
     optimizer: ModuleType | Any
     softmax: ModuleType | Any

@@ -404,7 +404,7 @@ def test_damaged_checkpoints(tmp_path, monkeypatch, capsys):
 
 MISTAKES = [
     ([], "COMMAND"),
-    (["bench"], "'bench'"),
+    (["predict"], "'predict'"),
     (["info", "x"], "unknown option or argument: x"),
     (["train", "--foo"], "unknown option or argument: --foo"),
     (["train", "--epoch", "3"], "unknown option or argument: --epoch"),  # no abbreviations

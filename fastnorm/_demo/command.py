@@ -14,6 +14,7 @@ import fastnorm
 from fastnorm import reference
 
 from .. import _runtime
+from .._terminal import say
 from . import checkpoint, display, plot
 from . import search as searching
 from .data import Data, load_digits, load_idx
@@ -97,10 +98,10 @@ def _train(job: Job) -> None:
     if job.save is not None:
         if not runs[0].seconds:  # the checkpoint loaded had all its epochs already
             checkpoint.save(job.save, runs[0].state())
-        display.say(f"saved {job.save} ({runs[0].name}, after epoch {runs[0].epochs_done})")
+        say(f"saved {job.save} ({runs[0].name}, after epoch {runs[0].epochs_done})")
     if job.plot is not None:
         plot.draw(job.plot, f"{data.name}, {display.describe(settings)}", runs)
-        display.say(f"drew {job.plot}")
+        say(f"drew {job.plot}")
 
 
 def _search(job: Job, n: int) -> None:
@@ -116,7 +117,7 @@ def _search(job: Job, n: int) -> None:
             trials.append(trial)
             progress.show(trial)
     display.ranking(trials)
-    display.say(f"Train with the best: {_command_line(job, min(trials, key=lambda trial: trial.rank).settings)}")
+    say(f"Train with the best: {_command_line(job, min(trials, key=lambda trial: trial.rank).settings)}")
 
 
 def _command_line(job: Job, best: Settings) -> str:

@@ -1,77 +1,19 @@
-"""What the user sees: a progress bar on a terminal, plain lines elsewhere, and the tables at the end.
-
-Rich is imported where it draws: fastnorm itself does not need it.
-"""
+"""What the user sees of a training: its progress, and the tables at the end."""
 
 from __future__ import annotations
 
 import math
-import os
 import statistics
-import sys
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Any, Self
 
+from .._terminal import Bar, print_table, say
 from .data import Data
 from .search import Trial
 from .settings import RULES, Settings
 from .train import Epoch, Run, Step
 
-TITLE_WIDTH = len("reference")
-BAR_WIDTH = 6  # at least
 
-
-def on_terminal() -> bool:
-    """Whether stdout can redraw a line."""
-    return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
-
-
-def say(line: str) -> None:
-    """Print a plain line at once, also into a pipe."""
-    print(line, flush=True)
-
-
-class _Bar:
-    """A progress bar where stdout is a terminal, nothing elsewhere; a context manager, so that Ctrl-C leaves the
-    terminal as it was.
-    """
-
-    def __init__(self, title: str, total: int, completed: int = 0, status: str = "") -> None:
-        self._bar: Any = None
-        if on_terminal():
-            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-            self._bar = Progress(
-                TextColumn("{task.description}"), BarColumn(bar_width=None),
-                TextColumn("{task.fields[status]}"), TimeElapsedColumn(), expand=True)
-            self._task = self._bar.add_task(f"{title:{TITLE_WIDTH}s}", total=total, completed=completed, status=status)
-
-    def __enter__(self) -> Self:
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None,
-                 ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def _update(self, completed: int, status: Sequence[str], line: str | None) -> None:
-        """Move the bar, beside it as much of the status as a narrow window has room for, its first part at least; where
-        there is no bar, print the line.
-        """
-        if self._bar is not None:
-            room = self._bar.console.width - BAR_WIDTH - TITLE_WIDTH - len("0:00:00") - 3  # gaps of one
-            parts = list(status)
-            while len(parts) > 1 and len("  ".join(parts)) > room:
-                del parts[1]
-            self._bar.update(self._task, completed=completed, status="  ".join(parts))
-        elif line is not None:
-            say(line)
-
-
-class TrainingProgress(_Bar):
+class TrainingProgress(Bar):
     """Shows the events of one run."""
 
     def __init__(self, run: Run) -> None:
@@ -94,11 +36,11 @@ class TrainingProgress(_Bar):
             loss, accuracy, step = event.train_loss, event.train_accuracy, self._steps
         else:
             loss, accuracy, step = event.loss, event.accuracy, event.step
-        self._update((event.epoch - 1) * self._steps + step,
-                     [position, f"loss {loss:.4f}", f"accuracy {accuracy:6.1%}", *self._test], line)
+        self.update((event.epoch - 1) * self._steps + step,
+                    [position, f"loss {loss:.4f}", f"accuracy {accuracy:6.1%}", *self._test], line)
 
 
-class SearchProgress(_Bar):
+class SearchProgress(Bar):
     """Shows the trials of a search as they end."""
 
     def __init__(self, total: int) -> None:
@@ -110,8 +52,8 @@ class SearchProgress(_Bar):
         self._done += 1
         self._best = max(self._best, trial.accuracy)
         position = f"{self._done:{len(str(self._total))}d}/{self._total}"
-        self._update(self._done, [position, f"best validation accuracy {self._best:.1%}"],
-                     f"search  {position}  {describe(trial.settings)}  validation accuracy {trial.accuracy:6.1%}")
+        self.update(self._done, [position, f"best validation accuracy {self._best:.1%}"],
+                    f"search  {position}  {describe(trial.settings)}  validation accuracy {trial.accuracy:6.1%}")
 
 
 def duration(seconds: float) -> str:
@@ -150,27 +92,6 @@ def differences(actual: Sequence[float], expected: Sequence[float]) -> tuple[lis
     return absolute, [d / abs(b) if b else (math.inf if d else 0.0) for d, b in zip(absolute, expected, strict=True)]
 
 
-def _print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    say(f"\n{title}")
-    # Wide enough for every table: a narrow terminal wraps lines, where Rich would cut numbers.
-    if on_terminal():
-        Console(width=1000).print(table)
-        return
-    console = Console(width=1000, no_color=True, force_terminal=False)  # in a pipe, nothing trails either
-    with console.capture() as capture:
-        console.print(table)
-    say("\n".join(line.rstrip() for line in capture.get().splitlines() if line.strip()))
-
-
 def introduce(data: Data, run: Run, config: dict[str, str]) -> None:
     """Say what is about to be trained, on what."""
     height, width = data.image_shape
@@ -207,7 +128,7 @@ def result(runs: Sequence[Run], accuracies: Sequence[tuple[float, float]]) -> No
         if len(runs) == 2:
             rows.append(["speed-up", f"{medians[1] / medians[0]:.1f} x", "1"])
     rows.append(["epochs", *(str(run.epochs_done) for run in runs)])
-    _print_table("Result", ["", *(run.name for run in runs)], rows)
+    print_table("Result", ["", *(run.name for run in runs)], rows)
     if len(runs) == 2 and trained:
         _print_differences(*runs)
 
@@ -221,7 +142,7 @@ def _print_differences(run: Run, reference: Run) -> None:
             value, epoch = largest(curve_differences)
             row += [f"{value:.1e}", str(first + epoch)]
         rows.append(row)
-    _print_table(f"Largest difference between the loss curves of {run.name} and {reference.name}",
+    print_table(f"Largest difference between the loss curves of {run.name} and {reference.name}",
                  ["", "absolute", "in epoch", "relative", "in epoch"], rows)
 
 
@@ -235,5 +156,5 @@ def ranking(trials: Sequence[Trial]) -> None:
         beta = [f"{settings.beta:g}"] if name else []
         rows.append([str(place), f"{settings.lr:g}", *beta, f"{trial.accuracy:.2%}", loss,
                      "finer" if trial.finer else "first"])
-    _print_table("Settings tried, best first", ["", "lr", *([name] if name else []), "validation accuracy",
+    print_table("Settings tried, best first", ["", "lr", *([name] if name else []), "validation accuracy",
                                                 "validation loss", "round"], rows)

@@ -14,15 +14,16 @@ class UserError(Exception):
     """Something that the user can put right; the text is the one line that is shown, with exit status 2."""
 
 
-def require(module: str, package: str) -> ModuleType:
-    """Import a module of the `demo` extra, or say how to install it."""
+def require(module: str, package: str, extra: str = "demo") -> ModuleType:
+    """Import a module of an extra (`demo`, `bench`), or say how to install it."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != module.partition(".")[0]:
             raise  # the package is there and misses something of its own: its words are better
-        raise UserError(f"{package} is not installed; install what the demonstration needs with "
-                        "`pip install \"fastnorm[demo]\"` (in a source tree: `pip install -e \".[demo]\"`)") from None
+        what = {"demo": "the demonstration needs", "bench": "the benchmark needs"}[extra]
+        raise UserError(f"{package} is not installed; install what {what} with `pip install \"fastnorm[{extra}]\"` "
+                        f"(in a source tree: `pip install -e \".[{extra}]\"`)") from None
 
 
 def exit_command_line(error: ImportError) -> None:

@@ -1,0 +1,188 @@
+"""Compare the speed of two revisions in one run: is HEAD slower than BASE?
+
+    python bench/compare.py BASE [HEAD] [--seconds S] [--only PATTERN] [--level avx512]
+
+Each revision is built in a folder of its own and runs in a process of its own; both get the same inputs, and their
+calls take turns over pipes, so that a busy neighbour meets both. HEAD may be a folder with a built checkout ("." is
+this one); by default it is the revision HEAD. Only cases that both revisions know are compared. The ratios are
+advice: on a shared machine, up to 5 % either way is noise. Exit status 0, or 2 if a revision cannot be built.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+BLOCK = 0.01  # seconds that one side runs before it is the other's turn
+NOISE = 0.05
+QUANTILE = 0.2
+
+# Runs in the process of one revision. The cases come from this checkout's file, not from the revision's: both sides
+# measure the same thing. Commands, a line each: the name of a case, a number of calls, or "end".
+WORKER = """
+import importlib.util, json, sys, time
+import fastnorm
+spec = importlib.util.spec_from_file_location("fastnorm._bench.cases", sys.argv[1],
+                                              submodule_search_locations=None)
+package = importlib.util.module_from_spec(importlib.util.spec_from_loader("fastnorm._bench", None))
+package.__path__ = [sys.argv[1].rpartition("/")[0]]
+sys.modules["fastnorm._bench"] = package
+cases = importlib.util.module_from_spec(spec)
+sys.modules[spec.name] = cases
+spec.loader.exec_module(cases)
+known = {case.name: case for case in [*cases.quick(), *cases.full()]}
+run = None
+print(json.dumps({"level": fastnorm._runtime.kernels.level, "threads": fastnorm.get_num_threads()}), flush=True)
+for line in sys.stdin:
+    word = line.strip()
+    if word.isdecimal():
+        times = []
+        for _ in range(int(word)):
+            start = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - start)
+        print(json.dumps(times), flush=True)
+        continue
+    try:
+        calls = known[word].calls(fastnorm, known[word].inputs())
+        run = calls.get("out") or calls["in place"]
+        run()
+        start = time.perf_counter()
+        run()
+        print(json.dumps(time.perf_counter() - start), flush=True)
+    except Exception as error:  # this revision has no such function yet
+        print(json.dumps(f"{type(error).__name__}: {error}"), flush=True)
+"""
+
+
+class UnavailableError(Exception):
+    """A revision that cannot be measured; the text says why."""
+
+
+class Side:
+    """One revision in its process."""
+
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", WORKER, str(ROOT / "fastnorm/_bench/cases.py")], cwd=folder, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment | {"PYTHONPATH": str(folder)})
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._input, self._output = self._process.stdin, self._process.stdout
+        self.facts = self._answer()
+
+    def ask(self, word: object) -> Any:
+        """Send one command; return its answer."""
+        try:
+            self._input.write(f"{word}\n")
+            self._input.flush()
+        except BrokenPipeError:
+            pass  # it has ended: the answer will say so
+        return self._answer()
+
+    def _answer(self) -> Any:
+        line = self._output.readline()
+        if not line:
+            raise UnavailableError(f"its process ended with status {self._process.wait()}")
+        return json.loads(line)
+
+    def close(self) -> None:
+        """End the process; it leaves its loop when its input ends."""
+        self._process.communicate()
+
+
+def build(revision: str, folder: Path, environment: dict[str, str]) -> Path:
+    """The revision's files, built in place in the folder."""
+    if (Path(revision) / "fastnorm").is_dir():
+        return Path(revision).resolve()
+    folder.mkdir()
+    archive = subprocess.run(["git", "-C", str(ROOT), "archive", revision], capture_output=True)
+    if archive.returncode:
+        raise UnavailableError(f"{revision}: {archive.stderr.decode().strip().splitlines()[-1]}")
+    subprocess.run(["tar", "xf", "-", "-C", str(folder)], input=archive.stdout, check=True)
+    built = subprocess.run([sys.executable, "setup.py", "-q", "build_ext", "--inplace"], cwd=folder, text=True,
+                           env=environment, capture_output=True)
+    if built.returncode:
+        raise UnavailableError(f"{revision}: the build failed: "
+                               f"{(built.stderr.strip().splitlines() or ['?'])[-1][:200]}")
+    return folder
+
+
+def ratio(base: Side, head: Side, name: str, seconds: float) -> tuple[float, float, float] | str:
+    """Base's time over head's, and both; their blocks of calls take turns, and who begins alternates."""
+    first = [side.ask(name) for side in (base, head)]
+    if refused := [answer for answer in first if isinstance(answer, str)]:
+        return refused[0]
+    calls = max(1, int(BLOCK / max(*first, 1e-7)))
+    times: tuple[list[float], list[float]] = ([], [])
+    end, turn = time.perf_counter() + seconds, 0
+    while time.perf_counter() < end or turn < 4:
+        for at in ((0, 1), (1, 0))[turn % 2]:
+            (base, head)[at].ask(max(1, calls // 4))  # wakes the threads, fills the caches
+            times[at].extend((base, head)[at].ask(calls))
+        turn += 1
+    low_base, low_head = (sorted(side)[int(QUANTILE * len(side))] for side in times)
+    return low_base / low_head, low_base, low_head
+
+
+def compare(args: argparse.Namespace) -> int:
+    from fastnorm._bench import cases
+    from fastnorm._bench.table import milliseconds
+
+    wanted = cases.matching(cases.full() if args.only else cases.quick(), args.only)
+    if not wanted:
+        raise UnavailableError(f"--only: no case matches {args.only!r}")
+    environment = dict(os.environ) | ({"FASTNORM_LEVELS": args.level, "FASTNORM_ISA": args.level} if args.level else {})
+    with tempfile.TemporaryDirectory() as work:
+        sides: list[Side] = []
+        try:
+            for role, revision in (("base", args.base), ("head", args.head)):
+                sides.append(Side(build(revision, Path(work, role), environment), environment))
+                facts = sides[-1].facts
+                print(f"{role}  {revision} ({facts['level']}, threads: {facts['threads']})", flush=True)
+            ratios = []
+            print(f"\n{'':58s}{'base ms':>9s}{'head ms':>9s}   base/head")
+            for case in wanted:
+                result = ratio(*sides, case.name, args.seconds)
+                if isinstance(result, str):
+                    print(f"{case.name:58s}  not compared: {result[:60]}", flush=True)
+                    continue
+                value, base, head = result
+                ratios.append(value)
+                note = "  faster" if value > 1 + NOISE else "  SLOWER" if value < 1 - NOISE else ""
+                print(f"{case.name:58s}{milliseconds(base):>9s}{milliseconds(head):>9s}   {value:5.2f}{note}",
+                      flush=True)
+            if ratios:
+                print(f"{'geometric mean':76s}   {statistics.geometric_mean(ratios):5.2f}")
+        finally:
+            for side in sides:
+                side.close()
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("base", metavar="BASE")
+    parser.add_argument("head", metavar="HEAD", nargs="?", default="HEAD")
+    parser.add_argument("--seconds", type=float, default=1.0, help="for each case (default: 1)")
+    parser.add_argument("--only", metavar="PATTERN", help="cases of the full grid whose name has all these words")
+    parser.add_argument("--level", help="build and compare this instruction-set level only")
+    try:
+        return compare(parser.parse_args(argv))
+    except UnavailableError as error:
+        print(f"compare: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
