@@ -41,7 +41,7 @@ class Lists(NamedTuple):
     """The checked array arguments of a call, one tuple of arrays each."""
 
     arrays: tuple[tuple[Array, ...], ...]
-    written: tuple[bool, ...]
+    written: tuple[bool, ...]  # not needed, and empty, where they are ready
     ready: bool  # kernels can take them as they are
 
 
@@ -50,6 +50,10 @@ def check_lists(*arguments: Argument) -> Lists:
 
     Those that are written are writeable and overlap nothing else in the call.
     """
+    well = checks.optimizer_lists(arguments)
+    if well is not None:
+        return Lists(well, (), True)
+
     names = [name for name, _, _ in arguments]
     written = tuple(writes for _, _, writes in arguments)
     first_name, first, _ = arguments[0]
@@ -65,9 +69,6 @@ def check_lists(*arguments: Argument) -> Lists:
         for name, arrays in zip(names, lists, strict=True):
             if len(arrays) != len(lists[0]):
                 raise ValueError(f"{name}: expected {len(lists[0])} arrays as in {first_name}, got {len(arrays)}")
-    if checks.optimizer_lists(lists, written):
-        return Lists(lists, written, True)
-
     labeled = [[(name if single else f"{name}[{i}]", a) for i, a in enumerate(arrays)]
                for name, arrays in zip(names, lists, strict=True)]
     for position in zip(*labeled, strict=True):

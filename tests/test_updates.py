@@ -409,9 +409,10 @@ def test_subclasses_and_permuted_blocks(tmp_path, rng):
     fn.momentum_step(file, np.ones((3, 4)), np.zeros((3, 4)), lr=0.25)
     np.testing.assert_array_equal(file, 0.75)
     permuted = [rng.standard_normal((2, 3, 4, 5)).transpose(0, 3, 1, 2) for _ in range(4)]
-    assert checks.optimizer_lists(tuple((a,) for a in permuted), (True,) * 4)
+    arguments = tuple((f"argument{i}", [a], True) for i, a in enumerate(permuted))
+    assert checks.optimizer_lists(arguments) == tuple((a,) for a in permuted)
     permuted[1] = permuted[1].copy(order="C")
-    assert not checks.optimizer_lists(tuple((a,) for a in permuted), (True,) * 4)
+    assert checks.optimizer_lists((*arguments[:3], ("argument3", [permuted[1]], True))) is None
 
 
 # -- trajectories ------------------------------------------------------------------------------------------------------

@@ -96,41 +96,60 @@ cdef bint are_disjoint(Range* ranges, Py_ssize_t n) noexcept nogil:
 # -- optimizer lists ---------------------------------------------------------------------------------------------------
 
 
-def optimizer_lists(tuple lists, tuple written):
-    """Whether kernels can take these lists as they are; False says "look closer", not "wrong".
-
-    ``lists`` holds one tuple an argument, all of one length; ``written`` says which of them kernels write. True means:
-    ndarrays (no subclass) of native float32 or float64, aligned; the arrays at one position are dense with one shape,
-    dtype and layout; those written are writeable, and no address range of theirs meets another one.
-    """
+cdef bint are_optimizer_lists(tuple lists, tuple arguments) except -1:
+    """Whether kernels can take these lists, one an argument, as they are."""
     cdef Py_ssize_t n_lists = len(lists), n = len(<tuple> lists[0]), n_ranges = 0, i, j
-    cdef Range* ranges = <Range*> malloc(max(n_lists * n, 1) * sizeof(Range))
-    cdef cnp.ndarray a, first
+    cdef Range few[16]
+    cdef Range* ranges = few
+    cdef cnp.ndarray a
     cdef tuple arrays
     cdef object item
-    cdef bint is_written
-    if ranges is NULL:
-        raise MemoryError("fastnorm: no memory for the address ranges of an optimizer call")
-    try:
-        for j in range(n_lists):
-            arrays = <tuple> lists[j]
-            is_written = written[j]
-            for i in range(n):
-                item = arrays[i]
-                if not is_plain(item) or (is_written and not is_writeable(item)):
-                    return False
+    cdef bint is_written, well = True
+    if n_lists * n > 16:
+        ranges = <Range*> malloc(n_lists * n * sizeof(Range))
+        if ranges is NULL:
+            raise MemoryError("fastnorm: no memory for the address ranges of an optimizer call")
+    for j in range(n_lists):
+        arrays = <tuple> lists[j]
+        is_written = (<tuple> arguments[j])[2]
+        well = len(arrays) == n
+        for i in range(n):
+            if not well:
+                break
+            item = arrays[i]
+            well = is_plain(item) and (not is_written or is_writeable(item))
+            if well:
                 a = <cnp.ndarray> item
-                if j == 0:
-                    if not is_dense(a):
-                        return False
-                else:
-                    first = <cnp.ndarray> (<tuple> lists[0])[i]
-                    if not is_like(a, first):
-                        return False
+                well = is_dense(a) if j == 0 else is_like(a, <cnp.ndarray> (<tuple> lists[0])[i])
                 add_range(ranges, &n_ranges, a, is_written)
-        return are_disjoint(ranges, n_ranges)
-    finally:
+        if not well:
+            break
+    well = well and are_disjoint(ranges, n_ranges)
+    if ranges is not few:
         free(ranges)
+    return well
+
+
+def optimizer_lists(tuple arguments):
+    """The arrays of an optimizer call, one tuple an argument; None for "look closer".
+
+    ``arguments`` holds (name, value, written) each; a value is an array or a list or tuple of arrays. All is well with
+    ndarrays (no subclass) of native float32 or float64, aligned; those at one position dense, of one shape, dtype and
+    layout; those written writeable, and no address range of theirs meeting another one.
+    """
+    cdef list lists = []
+    cdef object value
+    cdef bint single = cnp.PyArray_Check((<tuple> arguments[0])[1])
+    for argument in arguments:
+        value = (<tuple> argument)[1]
+        if single:
+            lists.append((value,))
+        elif type(value) is list or type(value) is tuple:
+            lists.append(tuple(value))
+        else:
+            return None
+    arrays = tuple(lists)
+    return arrays if are_optimizer_lists(arrays, arguments) else None
 
 
 # -- batch norm --------------------------------------------------------------------------------------------------------
