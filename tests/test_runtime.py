@@ -148,3 +148,27 @@ def test_import_needs_numpy_alone():
     code = ("import sys, fastnorm;"
             "print(sorted({'sklearn', 'matplotlib', 'rich', 'threadpoolctl', 'scipy'} & set(sys.modules)))")
     assert python(code).stdout.strip() == "[]"
+
+
+TEAM_PROBE = """
+import os, subprocess, sys, time
+import numpy as np
+import fastnorm as fn
+x = np.random.default_rng(0).standard_normal((2000, 1000), dtype=np.float32)
+out = np.empty_like(x)
+expected = fn.batch_norm_forward(x)[0].tobytes()
+hogs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count())]
+try:
+    end = time.perf_counter() + 1.5
+    while time.perf_counter() < end:
+        assert fn.batch_norm_forward(x, out=out)[0].tobytes() == expected
+finally:
+    for hog in hogs:
+        hog.kill()
+print("same")
+"""
+
+
+def test_same_bits_while_other_processes_hold_the_cores():
+    """A stalled team makes the caller work alone for a while, which must not show in the results."""
+    assert python(TEAM_PROBE).stdout.strip() == "same"

@@ -15,8 +15,8 @@ from libc.stdint cimport uint32_t, uint64_t
 from cython.parallel cimport prange
 
 from .vector cimport (ACTIVATION_CELU, ACTIVATION_ELU, ACTIVATION_LEAKY_RELU, ACTIVATION_RELU, ACTIVATION_SIGMOID,
-                      ACTIVATION_TANH, activation, activation_backward, data, dropout_run, fastnorm_build_flags,
-                      is_float32, philox4x32, real, stream_copy, stream_fence)
+                      ACTIVATION_TANH, Team, activation, activation_backward, data, dropout_run, fastnorm_build_flags,
+                      is_float32, philox4x32, real, stream_copy, stream_fence, team_close, team_mark, team_open)
 
 cdef enum:
     TILE = 16384  # elements: 64 KB of float32, long enough for the memory's own prefetch
@@ -103,12 +103,16 @@ cdef inline void tile(const Job* job, const real* dy, const real* x, real* out, 
 cdef void run_tiles(const Job* job, const real* dy, const real* x, real* out, Py_ssize_t n, bint stream,
                     int threads) noexcept nogil:
     cdef Py_ssize_t tiles = (n + TILE - 1) // TILE, t
-    if threads == 1 or tiles < PARALLEL_TILES:
+    cdef Team team = team_open(1 if tiles < PARALLEL_TILES else threads)
+    cdef Team* watch = &team
+    if team.size == 1:
         for t in range(tiles):
             tile(job, dy, x, out, t * TILE, min(n, (t + 1) * TILE), stream)
     else:
-        for t in prange(tiles, schedule="dynamic", chunksize=1, num_threads=threads):
+        for t in prange(tiles, schedule="dynamic", chunksize=1, num_threads=team.size):
             tile(job, dy, x, out, t * TILE, min(n, (t + 1) * TILE), stream)
+            team_mark(watch)
+    team_close(watch)
 
 
 cdef run(Job* job, object dy, object x, object out, int threads):

@@ -31,10 +31,11 @@ from libc.math cimport NAN, isfinite, isnan
 from libc.string cimport memcpy, memset
 
 from .vector cimport (
-    BN_BETA, BN_MEAN_HI, BN_MEAN_LO, BN_ROWS, LANES, bn_any_far, bn_apply, bn_channel_sums, bn_finish_reduction,
+    BN_BETA, BN_MEAN_HI, BN_MEAN_LO, BN_ROWS, LANES, Team, bn_any_far, bn_apply, bn_channel_sums, bn_finish_reduction,
     bn_gradient, bn_in_range, bn_merge, bn_merge_chunk, bn_parameters, bn_reduce_columns, bn_reduce_run, bn_square_sum,
     bn_stats_columns, bn_stats_run, bn_typical, bn_update_running, bn_wide_moments, data, fastnorm_build_flags,
-    is_float32, lanes_sum, real, scratch_alloc, scratch_free, stream_copy, stream_fence,
+    is_float32, lanes_sum, real, scratch_alloc, scratch_free, stream_copy, stream_fence, team_close, team_mark,
+    team_open,
 )
 
 cdef enum:
@@ -388,73 +389,6 @@ cdef void apply_item(const Job* job, Py_ssize_t t, Py_ssize_t b, real* scratch) 
         stream_fence()
 
 
-cdef inline void forward_tile(const Job* job, Py_ssize_t t, real* scratch) noexcept nogil:
-    """Both halves of the forward on a tile in one block: the second reading finds x in the cache."""
-    stats_item(job, t, 0, scratch)
-    finish_statistics(job, t, scratch)
-    apply_item(job, t, 0, scratch)
-
-
-cdef void run_forward(const Job* job, int threads, real* kind) noexcept nogil:
-    """Training: statistics of this batch."""
-    cdef Py_ssize_t t, i, items = job.tiles * job.blocks
-    if job.blocks == 1:
-        if threads == 1:
-            for t in range(job.tiles):
-                forward_tile(job, t, <real*> scratch_of(job, 0))
-        else:
-            for t in prange(job.tiles, schedule="dynamic", chunksize=1, num_threads=threads):
-                forward_tile(job, t, <real*> scratch_of(job, threadid()))
-        return
-    with parallel(num_threads=threads):
-        for i in prange(items, schedule="dynamic", chunksize=1):
-            stats_item(job, i % job.tiles, i // job.tiles, <real*> scratch_of(job, threadid()))
-        for t in prange(job.tiles, schedule="dynamic", chunksize=1):
-            finish_statistics(job, t, kind)
-        # Backwards: what was read last is still in the cache.
-        for i in prange(items, schedule="dynamic", chunksize=1):
-            apply_item(job, (items - 1 - i) % job.tiles, (items - 1 - i) // job.tiles,
-                       <real*> scratch_of(job, threadid()))
-
-
-cdef void run_moments(const Job* job, int threads, real* kind) noexcept nogil:
-    """Statistics alone, merged over the blocks into the first one's partial results."""
-    cdef Py_ssize_t i, items = job.tiles * job.blocks
-    if threads == 1:
-        for i in range(items):
-            stats_item(job, i % job.tiles, i // job.tiles, <real*> scratch_of(job, 0))
-    else:
-        for i in prange(items, schedule="dynamic", chunksize=1, num_threads=threads):
-            stats_item(job, i % job.tiles, i // job.tiles, <real*> scratch_of(job, threadid()))
-    merge_blocks(job, 0, job.channels)
-
-
-cdef void run_standardize(const Job* job, const double* mean, const double* var, int threads,
-                          real* kind) noexcept nogil:
-    """y = (x - mean) / sqrt(var), for float64 statistics."""
-    set_parameters(job, 0, job.channels, mean, var, kind)
-    run_apply(job, threads, kind)
-
-
-cdef void run_given(const Job* job, int threads, real* kind) noexcept nogil:
-    """Frozen and inference: y from the running statistics."""
-    bn_channel_sums(<const real*> job.running_mean, job.channels, 1, job.partial)  # to double
-    bn_channel_sums(<const real*> job.running_var, job.channels, 1, job.partial + job.channels)
-    set_parameters(job, 0, job.channels, job.partial, job.partial + job.channels, kind)
-    run_apply(job, threads, kind)
-
-
-cdef void run_apply(const Job* job, int threads, real* kind) noexcept nogil:
-    """The second half of the forward alone: the parameter table is set."""
-    cdef Py_ssize_t i, items = job.tiles * job.blocks
-    if threads == 1:
-        for i in range(items):
-            apply_item(job, i % job.tiles, i // job.tiles, <real*> scratch_of(job, 0))
-    else:
-        for i in prange(items, schedule="dynamic", chunksize=1, num_threads=threads):
-            apply_item(job, i % job.tiles, i // job.tiles, <real*> scratch_of(job, threadid()))
-
-
 # -- backward ----------------------------------------------------------------------------------------------------------
 
 
@@ -587,34 +521,98 @@ cdef void gradient_item(const Job* job, Py_ssize_t t, Py_ssize_t b, real* scratc
         stream_fence()
 
 
-cdef inline void backward_tile(const Job* job, Py_ssize_t t, real* scratch) noexcept nogil:
-    """Both halves of the backward on a tile in one block."""
-    reduce_item(job, t, 0, scratch)
-    finish_reduction(job, t, scratch)
-    gradient_item(job, t, 0, scratch)
+# -- all tiles and blocks ----------------------------------------------------------------------------------------------
 
 
-cdef void run_backward(const Job* job, int threads, real* kind) noexcept nogil:
+cdef inline void first_half(const Job* job, Py_ssize_t i, real* scratch) noexcept nogil:
+    """What is needed of all of a channel before its output: item i, tile by tile within each block."""
+    if job.dy != NULL:
+        reduce_item(job, i % job.tiles, i // job.tiles, scratch)
+    else:
+        stats_item(job, i % job.tiles, i // job.tiles, scratch)
+
+
+cdef inline void finish(const Job* job, Py_ssize_t t, real* kind) noexcept nogil:
+    """Between the halves: the numbers of each channel of tile t."""
+    if job.dy != NULL:
+        finish_reduction(job, t, kind)
+    else:
+        finish_statistics(job, t, kind)
+
+
+cdef inline void second_half(const Job* job, Py_ssize_t i, real* scratch) noexcept nogil:
+    """The output of item i."""
+    if job.dy != NULL:
+        gradient_item(job, i % job.tiles, i // job.tiles, scratch)
+    else:
+        apply_item(job, i % job.tiles, i // job.tiles, scratch)
+
+
+cdef inline void whole_tile(const Job* job, Py_ssize_t t, real* scratch) noexcept nogil:
+    """A tile in one block: its second half finds in the cache what the first has read."""
+    first_half(job, t, scratch)
+    finish(job, t, scratch)
+    second_half(job, t, scratch)
+
+
+cdef void run_both_halves(const Job* job, Team* team, real* kind) noexcept nogil:
+    """Training, and every backward."""
     cdef Py_ssize_t t, i, items = job.tiles * job.blocks
-    if job.blocks == 1:
-        if threads == 1:
-            for t in range(job.tiles):
-                backward_tile(job, t, <real*> scratch_of(job, 0))
-        else:
-            for t in prange(job.tiles, schedule="dynamic", chunksize=1, num_threads=threads):
-                backward_tile(job, t, <real*> scratch_of(job, threadid()))
-        return
-    with parallel(num_threads=threads):
-        for i in prange(items, schedule="dynamic", chunksize=1):
-            reduce_item(job, i % job.tiles, i // job.tiles, <real*> scratch_of(job, threadid()))
-        for t in prange(job.tiles, schedule="dynamic", chunksize=1):
-            finish_reduction(job, t, kind)
-        for i in prange(items, schedule="dynamic", chunksize=1):
-            gradient_item(job, (items - 1 - i) % job.tiles, (items - 1 - i) // job.tiles,
-                          <real*> scratch_of(job, threadid()))
+    if job.blocks > 1:
+        with parallel(num_threads=team.size):
+            for i in prange(items, schedule="dynamic", chunksize=1):
+                first_half(job, i, <real*> scratch_of(job, threadid()))
+                team_mark(team)
+            for t in prange(job.tiles, schedule="dynamic", chunksize=1):
+                finish(job, t, kind)
+            # Backwards: what was read last is still in the cache.
+            for i in prange(items, schedule="dynamic", chunksize=1):
+                second_half(job, items - 1 - i, <real*> scratch_of(job, threadid()))
+                team_mark(team)
+    elif team.size == 1:
+        for t in range(job.tiles):
+            whole_tile(job, t, <real*> scratch_of(job, 0))
+    else:
+        for t in prange(job.tiles, schedule="dynamic", chunksize=1, num_threads=team.size):
+            whole_tile(job, t, <real*> scratch_of(job, threadid()))
+            team_mark(team)
+
+
+cdef void run_one_half(const Job* job, Team* team, bint second, real* kind) noexcept nogil:
+    """Statistics alone, or output alone where the parameter table is set."""
+    cdef Py_ssize_t i, items = job.tiles * job.blocks
+    if team.size == 1:
+        for i in range(items):
+            if second:
+                second_half(job, i, <real*> scratch_of(job, 0))
+            else:
+                first_half(job, i, <real*> scratch_of(job, 0))
+    else:
+        for i in prange(items, schedule="dynamic", chunksize=1, num_threads=team.size):
+            if second:
+                second_half(job, i, <real*> scratch_of(job, threadid()))
+            else:
+                first_half(job, i, <real*> scratch_of(job, threadid()))
+            team_mark(team)
+
+
+cdef void given_statistics(const Job* job, real* kind) noexcept nogil:
+    """The parameter table from the running statistics."""
+    bn_channel_sums(<const real*> job.running_mean, job.channels, 1, job.partial)  # to double
+    bn_channel_sums(<const real*> job.running_var, job.channels, 1, job.partial + job.channels)
+    set_parameters(job, 0, job.channels, job.partial, job.partial + job.channels, kind)
 
 
 # -- what Python calls: every argument has been checked, every array is dense and laid out alike -----------------------
+
+
+cdef Job new_job(object x, Py_ssize_t outer, Py_ssize_t channels, Py_ssize_t inner):
+    """A job on x with everything else absent."""
+    cdef Job job
+    memset(&job, 0, sizeof(Job))
+    job.outer, job.channels, job.inner = outer, channels, inner
+    job.x = data(x)
+    return job
 
 
 cdef void* allocate(Job* job, int threads) except NULL:
@@ -632,57 +630,89 @@ def forward(x, residual, y, gamma, beta, running_mean, running_var, table, inv_s
             Py_ssize_t channels, Py_ssize_t inner, bint training, double momentum, double eps, bint unbiased,
             int activation, double slope, int threads):
     """y, the parameter table (BN_ROWS, C) and inv_std (C,) from x; in training also the running statistics."""
-    cdef Job job
-    cdef Py_ssize_t itemsize = 4 if is_float32(x) else 8
+    cdef Job job = new_job(x, outer, channels, inner)
+    cdef Py_ssize_t size = outer * channels * inner, itemsize = 4 if is_float32(x) else 8
+    cdef Team team
     cdef void *memory
-    memset(&job, 0, sizeof(Job))
-    job.outer, job.channels, job.inner = outer, channels, inner
-    job.x, job.residual, job.y = data(x), data(residual), data(y)
-    job.gamma, job.beta = data(gamma), data(beta)
+    if size == 0:
+        return
+    job.residual, job.y, job.gamma, job.beta = data(residual), data(y), data(gamma), data(beta)
     job.running_mean, job.running_var = data(running_mean), data(running_var)
     job.table, job.inv_std = data(table), <double*> data(inv_std)
     job.momentum, job.eps, job.unbiased = momentum, eps, unbiased
     job.activation, job.slope = activation, slope
-    if outer * channels * inner == 0:
-        return
-    job.stream = outer * channels * inner * itemsize >= STREAM and job.y != job.x and job.y != job.residual
+    job.stream = size * itemsize >= STREAM and job.y != job.x and job.y != job.residual
     plan(&job, itemsize, 1, training)
     threads = useful_threads(&job, threads)
     memory = allocate(&job, threads)
     with nogil:
+        team = team_open(threads)
         if itemsize == 4:
             if training:
-                run_forward(&job, threads, <float*> NULL)
+                run_both_halves(&job, &team, <float*> NULL)
             else:
-                run_given(&job, threads, <float*> NULL)
+                given_statistics(&job, <float*> NULL)
+                run_one_half(&job, &team, True, <float*> NULL)
         else:
             if training:
-                run_forward(&job, threads, <double*> NULL)
+                run_both_halves(&job, &team, <double*> NULL)
             else:
-                run_given(&job, threads, <double*> NULL)
+                given_statistics(&job, <double*> NULL)
+                run_one_half(&job, &team, True, <double*> NULL)
+        team_close(&team)
+        scratch_free(memory)
+
+
+def backward(dy, x, residual, dx, dresidual, table, inv_std, dgamma, dbeta, Py_ssize_t outer, Py_ssize_t channels,
+             Py_ssize_t inner, bint training, int activation, double slope, int threads):
+    """dx, dresidual, dgamma and dbeta (C,) from dy and what forward kept; fills the last two rows of the table."""
+    cdef Job job = new_job(x, outer, channels, inner)
+    cdef Py_ssize_t size = outer * channels * inner, itemsize = 4 if is_float32(x) else 8
+    cdef Team team
+    cdef void *memory
+    job.dgamma, job.dbeta = data(dgamma), data(dbeta)
+    if size == 0:
+        memset(job.dgamma, 0, channels * itemsize)
+        memset(job.dbeta, 0, channels * itemsize)
+        return
+    job.dy, job.residual, job.y, job.dresidual = data(dy), data(residual), data(dx), data(dresidual)
+    job.table, job.inv_std = data(table), <double*> data(inv_std)
+    job.activation, job.slope, job.frozen = activation, slope, not training
+    job.stream = size * itemsize >= STREAM and job.y != job.dy
+    plan(&job, itemsize, 2, True)
+    threads = useful_threads(&job, threads)
+    memory = allocate(&job, threads)
+    with nogil:
+        team = team_open(threads)
+        if itemsize == 4:
+            run_both_halves(&job, &team, <float*> NULL)
+        else:
+            run_both_halves(&job, &team, <double*> NULL)
+        team_close(&team)
         scratch_free(memory)
 
 
 def moments(x, mean, m2, Py_ssize_t outer, Py_ssize_t channels, Py_ssize_t inner, int threads):
-    """Mean and M2 (C,), float64, of each channel of x."""
-    cdef Job job
-    cdef Py_ssize_t itemsize = 4 if is_float32(x) else 8
+    """Mean and M2 (C,), float64, of each channel of x, which is not empty."""
+    cdef Job job = new_job(x, outer, channels, inner)
     cdef double *mean_out = <double*> data(mean)
     cdef double *m2_out = <double*> data(m2)
+    cdef bint float32 = is_float32(x)
+    cdef Team team
     cdef void *memory
-    memset(&job, 0, sizeof(Job))
-    job.outer, job.channels, job.inner = outer, channels, inner
-    job.x = data(x)
     if outer * channels * inner == 0:
         return
-    plan(&job, itemsize, 1, True)
+    plan(&job, 4 if float32 else 8, 1, True)
     threads = useful_threads(&job, threads)
     memory = allocate(&job, threads)
     with nogil:
-        if itemsize == 4:
-            run_moments(&job, threads, <float*> NULL)
+        team = team_open(threads)
+        if float32:
+            run_one_half(&job, &team, False, <float*> NULL)
         else:
-            run_moments(&job, threads, <double*> NULL)
+            run_one_half(&job, &team, False, <double*> NULL)
+        team_close(&team)
+        merge_blocks(&job, 0, channels)
         memcpy(mean_out, job.partial, channels * sizeof(double))
         memcpy(m2_out, job.partial + channels, channels * sizeof(double))
         scratch_free(memory)
@@ -690,54 +720,28 @@ def moments(x, mean, m2, Py_ssize_t outer, Py_ssize_t channels, Py_ssize_t inner
 
 def standardize(x, y, mean, var, table, inv_std, Py_ssize_t outer, Py_ssize_t channels, Py_ssize_t inner, int threads):
     """y = (x - mean) / sqrt(var) for float64 mean and var (C,); table and inv_std are working space."""
-    cdef Job job
-    cdef Py_ssize_t itemsize = 4 if is_float32(x) else 8
+    cdef Job job = new_job(x, outer, channels, inner)
+    cdef Py_ssize_t size = outer * channels * inner, itemsize = 4 if is_float32(x) else 8
     cdef const double *mean_in = <const double*> data(mean)
     cdef const double *var_in = <const double*> data(var)
+    cdef Team team
     cdef void *memory
-    memset(&job, 0, sizeof(Job))
-    job.outer, job.channels, job.inner = outer, channels, inner
-    job.x, job.y, job.table, job.inv_std = data(x), data(y), data(table), <double*> data(inv_std)
-    if outer * channels * inner == 0:
+    if size == 0:
         return
-    job.stream = outer * channels * inner * itemsize >= STREAM and job.y != job.x
+    job.y, job.table, job.inv_std = data(y), data(table), <double*> data(inv_std)
+    job.stream = size * itemsize >= STREAM and job.y != job.x
     plan(&job, itemsize, 1, False)
     threads = useful_threads(&job, threads)
     memory = allocate(&job, threads)
     with nogil:
+        team = team_open(threads)
         if itemsize == 4:
-            run_standardize(&job, mean_in, var_in, threads, <float*> NULL)
+            set_parameters(&job, 0, channels, mean_in, var_in, <float*> NULL)
+            run_one_half(&job, &team, True, <float*> NULL)
         else:
-            run_standardize(&job, mean_in, var_in, threads, <double*> NULL)
-        scratch_free(memory)
-
-
-def backward(dy, x, residual, dx, dresidual, table, inv_std, dgamma, dbeta, Py_ssize_t outer, Py_ssize_t channels,
-             Py_ssize_t inner, bint training, int activation, double slope, int threads):
-    """dx, dresidual, dgamma and dbeta (C,) from dy and what forward kept; fills the last two rows of the table."""
-    cdef Job job
-    cdef Py_ssize_t itemsize = 4 if is_float32(x) else 8
-    cdef void *memory
-    memset(&job, 0, sizeof(Job))
-    job.outer, job.channels, job.inner = outer, channels, inner
-    job.x, job.dy, job.residual = data(x), data(dy), data(residual)
-    job.y, job.dresidual = data(dx), data(dresidual)
-    job.table, job.inv_std = data(table), <double*> data(inv_std)
-    job.dgamma, job.dbeta = data(dgamma), data(dbeta)
-    job.activation, job.slope, job.frozen = activation, slope, not training
-    if outer * channels * inner == 0:
-        memset(job.dgamma, 0, channels * itemsize)
-        memset(job.dbeta, 0, channels * itemsize)
-        return
-    job.stream = outer * channels * inner * itemsize >= STREAM and job.y != job.dy
-    plan(&job, itemsize, 2, True)
-    threads = useful_threads(&job, threads)
-    memory = allocate(&job, threads)
-    with nogil:
-        if itemsize == 4:
-            run_backward(&job, threads, <float*> NULL)
-        else:
-            run_backward(&job, threads, <double*> NULL)
+            set_parameters(&job, 0, channels, mean_in, var_in, <double*> NULL)
+            run_one_half(&job, &team, True, <double*> NULL)
+        team_close(&team)
         scratch_free(memory)
 
 

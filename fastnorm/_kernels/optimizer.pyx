@@ -19,7 +19,7 @@ from cython.parallel cimport prange
 from libc.math cimport pow, sqrt, sqrtf
 from libc.stdlib cimport free, malloc
 
-from .vector cimport fastnorm_build_flags, real, sum_squares
+from .vector cimport Team, fastnorm_build_flags, real, sum_squares, team_close, team_mark, team_open
 
 cnp.import_array()
 
@@ -86,12 +86,16 @@ cdef Tiles cut(tuple lists) except *:
 cdef void run(Tiles tiles, TileKernel kernel, const void* constants, int threads) noexcept nogil:
     """The kernel on every tile."""
     cdef Py_ssize_t t
-    if threads == 1 or tiles.elements <= SMALL:
+    cdef Team team = team_open(1 if tiles.elements <= SMALL else threads)
+    cdef Team* watch = &team
+    if team.size == 1:
         for t in range(tiles.n):
             kernel(&tiles.tile[t], constants)
     else:
-        for t in prange(tiles.n, schedule="dynamic", chunksize=1, num_threads=threads):
+        for t in prange(tiles.n, schedule="dynamic", chunksize=1, num_threads=team.size):
             kernel(&tiles.tile[t], constants)
+            team_mark(watch)
+    team_close(watch)
 
 
 cdef int update(tuple lists, TileKernel kernel, const void* constants, int threads) except -1:

@@ -19,6 +19,7 @@ from libc.string cimport memcpy, memset
 cimport numpy as cnp
 
 from .vector cimport (
+    Team,
     data,
     fastnorm_build_flags,
     is_float32,
@@ -41,6 +42,9 @@ from .vector cimport (
     softmax_sum,
     stream_copy,
     stream_fence,
+    team_close,
+    team_mark,
+    team_open,
 )
 
 ctypedef fused integer:
@@ -188,6 +192,8 @@ def check_labels(labels, Py_ssize_t classes, bint has_ignore, int64_t ignore, we
     cdef double total = 0
     cdef Py_ssize_t* wrongs
     cdef double* totals
+    cdef Team team
+    cdef Team* watch = &team
     if tiles <= 1:
         check_label_tile(y, code, 0, n, classes, has_ignore, ignore, w, float32, &wrong, &total)
         return total if wrong == 0 else None
@@ -195,10 +201,13 @@ def check_labels(labels, Py_ssize_t classes, bint has_ignore, int64_t ignore, we
     if wrongs == NULL:
         raise MemoryError
     totals = <double*> (wrongs + tiles)
+    team = team_open(threads)
     with nogil:
-        for t in prange(tiles, schedule="dynamic", chunksize=1, num_threads=threads):
+        for t in prange(tiles, schedule="dynamic", chunksize=1, num_threads=team.size):
             check_label_tile(y, code, t * LABEL_TILE, min(LABEL_TILE, n - t * LABEL_TILE), classes, has_ignore, ignore,
                              w, float32, wrongs + t, totals + t)
+            team_mark(watch)
+        team_close(watch)
         for t in range(tiles):
             wrong += wrongs[t]
             total += totals[t]
@@ -537,12 +546,16 @@ cdef void tile(const Job* job, Py_ssize_t t, real* scratch, double* losses) noex
 
 cdef void all_tiles(const Job* job, real* scratch, double* losses, int threads) noexcept nogil:
     cdef Py_ssize_t t, scratch_elements = job.scratch_bytes // sizeof(real)
-    if threads <= 1:
+    cdef Team team = team_open(threads)
+    cdef Team* watch = &team
+    if team.size == 1:
         for t in range(job.tiles):
             tile(job, t, scratch, losses)
     else:
-        for t in prange(job.tiles, schedule="dynamic", chunksize=1, num_threads=threads):
+        for t in prange(job.tiles, schedule="dynamic", chunksize=1, num_threads=team.size):
             tile(job, t, scratch + threadid() * scratch_elements, losses)
+            team_mark(watch)
+    team_close(watch)
 
 
 cdef double pairwise_sum(const double* x, Py_ssize_t n) noexcept nogil:

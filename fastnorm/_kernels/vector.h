@@ -34,6 +34,12 @@
 #define FASTNORM_INLINE static inline
 #endif
 
+#if defined(_MSC_VER)
+#define FASTNORM_THREAD_LOCAL __declspec(thread)
+#else
+#define FASTNORM_THREAD_LOCAL __thread
+#endif
+
 #define SIMD _Pragma("omp simd")
 #if defined(_MSC_VER)
 #undef SIMD
@@ -155,6 +161,64 @@ static void scratch_free(void *scratch) {
     memcpy(&raw, (char *)scratch - sizeof(void *), sizeof(void *));
     free(raw);
 }
+
+/* -- teams of threads ----------------------------------------------------------------------------------------------- */
+
+/* A call on several threads ends when the last of them does. Where another process holds one of the cores, that is a time
+   slice later, 4 ms and more for a call of 0.1 ms, and threads that spin between calls lose their claim to the core. So
+   the caller measures its longest wait; after a stalled call it works alone for a while, longer each time it stalls again,
+   and tries again. Results do not depend on it: they are the same bits for every number of threads.
+   A team larger than the machine was asked for as such, and always gets its threads. State is the caller's own. */
+#define TEAM_STALL 1e-3 /* seconds; tiles take up to 0.2 ms */
+#define TEAM_ALONE 20e-3
+#define TEAM_ALONE_MOST 640e-3
+
+typedef struct {
+    int size;
+    int watched;
+    double last, longest; /* when the caller finished its last tile; its longest time between two */
+} Team;
+
+#ifdef _OPENMP
+static FASTNORM_THREAD_LOCAL double team_alone_until = 0, team_alone = 0;
+
+static Team team_open(int wanted) {
+    Team team = {wanted, wanted > 1 && wanted <= omp_get_num_procs(), 0, 0};
+    if (team.watched) {
+        team.last = omp_get_wtime();
+        if (team.last < team_alone_until) team.size = 1, team.watched = 0;
+    }
+    return team;
+}
+
+/* After each tile. */
+static void team_mark(Team *team) {
+    if (!team->watched || omp_get_thread_num() != 0) return;
+    const double now = omp_get_wtime();
+    if (now - team->last > team->longest) team->longest = now - team->last;
+    team->last = now;
+}
+
+static void team_close(Team *team) {
+    if (!team->watched) return;
+    team_mark(team); /* the wait for the others */
+    if (team->longest > TEAM_STALL) {
+        team_alone = team_alone * 2 < TEAM_ALONE ? TEAM_ALONE : team_alone * 2;
+        if (team_alone > TEAM_ALONE_MOST) team_alone = TEAM_ALONE_MOST;
+        team_alone_until = team->last + team_alone;
+    } else {
+        team_alone /= 2;
+    }
+}
+#else
+static Team team_open(int wanted) {
+    (void)wanted;
+    Team team = {1, 0, 0, 0};
+    return team;
+}
+static void team_mark(Team *team) { (void)team; }
+static void team_close(Team *team) { (void)team; }
+#endif
 
 #include "philox.h"
 

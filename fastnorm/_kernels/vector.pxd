@@ -26,6 +26,12 @@ cdef extern from "vector.h" nogil:
     void* scratch_alloc(size_t n_bytes)
     void scratch_free(void* scratch)
 
+    ctypedef struct Team:
+        int size
+    Team team_open(int wanted)
+    void team_mark(Team* team)
+    void team_close(Team* team)
+
     double lanes_sum_f32(const float* x, Py_ssize_t n)
     double lanes_sum_f64(const double* x, Py_ssize_t n)
     double sum_squares_f32(const float* x, Py_ssize_t n)
