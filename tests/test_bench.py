@@ -145,7 +145,8 @@ def small_limit(monkeypatch):
 
 
 def test_calls_take_turns(monkeypatch):
-    monkeypatch.setattr(measure, "TURN", 0.0)
+    for name in ("PAUSE", "WARM", "TURN"):
+        monkeypatch.setattr(measure, name, 0.0)
     monkeypatch.setattr(measure, "ASLEEP", 0.0)
     log = []
     calls = [measure.Call(name, cases.FRESH, lambda name=name: log.append(name), cold=name == "a",

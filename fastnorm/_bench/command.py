@@ -22,6 +22,7 @@ from .measure import Limit
 from .run import Plan, run_case
 
 COMPILING = ("torch.compile", "DeepSpeed")  # they compile C++ first, for longer than the quick run takes
+BUSY = 0.5  # load average beyond which something else is running
 QUICK_SECONDS, FULL_SECONDS = 3.0, 4.0
 QUICK_TOTAL = 90.0  # seconds that the quick run may take, however slow the rivals are to start
 
@@ -122,6 +123,9 @@ def _measure(job: Job, sections: Sequence[Section], threads: int) -> dict[str, A
         "rivals": {rival.name: rival.version for rival in loaded}, "absent": absent, "started": start, "rows": []}
     say(f"machine   {found['machine']['processor']}, {found['machine']['cores']} cores; "
         f"{found['level']}, {threads} thread{'s' if threads > 1 else ''}")
+    load = found["machine"]["load"]
+    if load is not None and load > BUSY:
+        say(f"busy      the load is {load:.1f} before anything has begun: figures of this run are worth little")
     say("rivals    " + (", ".join(f"{rival.name} {rival.version}" for rival in loaded) or "none"))
     for name, why in absent.items():
         say(f"          without {name}: {why}")

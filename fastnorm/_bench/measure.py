@@ -1,9 +1,9 @@
 """Times of several calls, interleaved in one process, and the speed of memory around them.
 
 The machine is shared: its bus is twice as fast in one minute as in the next. So every figure is a ratio within one run.
-All calls of a case take turns until the case's time is over; in each turn a call runs untimed until caches and threads
-are as they are in a loop of nothing else, then timed. A time is the 20 % quantile of many: what the code costs when the
-neighbours are quiet, and steadier than the minimum.
+All calls of a case take turns until the case's time is over; in each turn the threads of the last one are left to go to
+sleep, a call runs untimed until caches and threads are as they are in a loop of nothing else, and then timed. A time is
+the 20 % quantile of many: what the code costs when the neighbours are quiet, and steadier than the minimum.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ import numpy as np
 from .._runtime import kernels
 
 QUANTILE = 0.2
-TURN = 2e-3          # seconds: long enough for the last call's threads to stop spinning and for the caches to fill
+PAUSE = 10e-3        # seconds before a turn: libgomp's idle threads spin for 4 ms, on cores that the next rival wants
+WARM = 2e-3          # seconds of untimed calls: the caches fill, the rival's own threads wake up
+TURN = 5e-3          # seconds of timed calls
 SLOW = 20e-3         # calls beyond this find nothing in the caches anyway, and are not repeated to warm up
 MIN_CALLS = 5
 LIMIT_BYTES = 128 << 20  # of an array of the bandwidth loops: far beyond the last-level cache
@@ -116,7 +118,7 @@ def _timed(run: Callable[[], Any]) -> float:
 
 
 class _Competitor:
-    """A call's times so far."""
+    """A call and its times so far."""
 
     def __init__(self, call: Call) -> None:
         self.call = call
@@ -126,13 +128,15 @@ class _Competitor:
         self.faults = self.faults_calls = 0
 
     def turn(self) -> None:
-        """Warm up, then time calls for as long again, at least one."""
+        """Let the others' threads fall asleep, warm up, and time calls, at least one."""
         start = time.perf_counter()
         call = self.call
         if call.prepare:
             call.prepare()
+        time.sleep(PAUSE)
         last = self.times[-1] if self.times else 0.0
-        while last < SLOW and time.perf_counter() - start < TURN:
+        warm = time.perf_counter() + WARM
+        while last < SLOW and time.perf_counter() < warm:
             last = self._once()
         before, calls, until = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, 0, time.perf_counter() + TURN
         while not calls or time.perf_counter() < until:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -89,5 +90,6 @@ def run_case(case: Case, plan: Plan, rivals: Sequence[Rival], limit: Limit, sect
                     time["peak_memory"] = peak_memory(call.run)
         return row
     finally:
+        gc.collect()  # rivals' objects refer to each other, and hold gigabytes
         _runtime.kernels.load(level)
         fastnorm.set_num_threads(threads)
