@@ -63,6 +63,15 @@ static void FN(bn_typical)(const real *restrict x, ptrdiff_t rows, ptrdiff_t str
     for (ptrdiff_t j = 0; j < n; j++) pivot[j] = mean[j] - mean[j] == 0 ? pivot[j] : 0;
 }
 
+/* Give `inner` columns the same value, in whole vectors: up to SPREAD - 1 columns behind them are written too. */
+#define SPREAD 16
+static void FN(bn_spread)(real value, ptrdiff_t inner, real *restrict out) {
+    for (ptrdiff_t j = 0; j < inner; j += SPREAD) {
+        SIMD
+        for (int i = 0; i < SPREAD; i++) out[j + i] = value;
+    }
+}
+
 /* Each channel's sum over its columns, in double. */
 static void FN(bn_channel_sums)(const real *restrict columns, ptrdiff_t channels, ptrdiff_t inner, double *restrict out) {
     if (inner == 1) {
@@ -292,6 +301,61 @@ FASTNORM_INLINE void FN(bn_reduce_rows)(const real *dy, const real *x, const rea
                            ld, 1, slope, activation, with_residual, sum, product);
 }
 
+/* apply and gradient for whole channels of `inner` values each, side by side: IN x and dy, OUT buffers that nothing else
+   may overlap. All but the last channel are computed in whole vectors, whose surplus reads from the next channel and is
+   overwritten by it: no tails, and no table as wide as the row. */
+#define BN_VECTOR 16
+#define BN_EACH_CHANNEL(LOOP) \
+    for (ptrdiff_t k = 0; k < channels; k++) { \
+        real own[BN_ROWS]; /* of one channel: stays in registers */ \
+        for (int row = 0; row < BN_ROWS; row++) own[row] = row < rows ? p[row * ld + k] : 0; \
+        const ptrdiff_t at = k * inner; \
+        if (k + 1 < channels) \
+            for (ptrdiff_t j = at; j < at + inner; j += BN_VECTOR) LOOP(j, BN_VECTOR); \
+        else \
+            LOOP(at, inner); \
+    }
+
+FASTNORM_INLINE void FN(bn_apply_channels_loop)(const real *x, const real *residual, real *y, ptrdiff_t channels,
+                                                ptrdiff_t inner, const real *p, ptrdiff_t ld, real slope,
+                                                int activation, int with_residual) {
+    const int rows = BN_BETA + 1;
+#define BN_ONE(j, n) FN(bn_apply_loop)(x + (j), with_residual ? residual + (j) : NULL, y + (j), n, own, 1, 0, slope, \
+                                       activation, with_residual)
+    BN_EACH_CHANNEL(BN_ONE)
+#undef BN_ONE
+}
+
+static void FN(bn_apply_channels)(const real *x, const real *residual, real *y, ptrdiff_t channels, ptrdiff_t inner,
+                                  const real *p, ptrdiff_t ld, real slope, int activation) {
+#define EACH(A, R) FN(bn_apply_channels_loop)(x, residual, y, channels, inner, p, ld, slope, A, R)
+    BN_DISPATCH(EACH)
+#undef EACH
+}
+
+FASTNORM_INLINE void FN(bn_gradient_channels_loop)(const real *dy, const real *x, const real *residual, real *dx,
+                                                   real *dresidual, ptrdiff_t channels, ptrdiff_t inner, const real *p,
+                                                   ptrdiff_t ld, real slope, int frozen, int activation,
+                                                   int with_residual) {
+    const int rows = BN_ROWS;
+#define BN_ONE(j, n) FN(bn_gradient_loop)(dy + (j), x + (j), with_residual ? residual + (j) : NULL, dx + (j), \
+                                          with_residual ? dresidual + (j) : NULL, n, own, 1, 0, slope, frozen, \
+                                          activation, with_residual)
+    BN_EACH_CHANNEL(BN_ONE)
+#undef BN_ONE
+}
+
+static void FN(bn_gradient_channels)(const real *dy, const real *x, const real *residual, real *dx, real *dresidual,
+                                     ptrdiff_t channels, ptrdiff_t inner, const real *p, ptrdiff_t ld, real slope,
+                                     int activation, int frozen) {
+#define EACH(A, R) FN(bn_gradient_channels_loop)(dy, x, residual, dx, dresidual, channels, inner, p, ld, slope, 0, A, R)
+#define EACH_FROZEN(A, R) FN(bn_gradient_channels_loop)(dy, x, residual, dx, dresidual, channels, inner, p, ld, slope, 1, \
+                                                        A, R)
+    if (frozen) BN_DISPATCH(EACH_FROZEN) else BN_DISPATCH(EACH)
+#undef EACH
+#undef EACH_FROZEN
+}
+
 static void FN(bn_reduce_columns)(const real *dy, const real *x, const real *residual, ptrdiff_t rows, ptrdiff_t stride,
                                   ptrdiff_t n, const real *p, ptrdiff_t ld, real slope, int activation,
                                   real *restrict sum, real *restrict product) {
@@ -338,6 +402,8 @@ static void FN(bn_finish_reduction)(const double *restrict sum, const double *re
     }
 }
 
+#undef BN_VECTOR
+#undef BN_EACH_CHANNEL
 #undef BN_P
 #undef BN_NORMALIZED
 #undef BN_Z

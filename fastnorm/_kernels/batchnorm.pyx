@@ -18,7 +18,7 @@ The twin is `fastnorm/reference/norm.py`.
 #   or short (7x7), and a tile is a matrix with one row an outer index and one column a (channel, position): whole rows
 #   of neighbouring channels make long vectors without tails, and the parameter table has an entry for each column.
 # - Statistics of a chunk are sums of d = x - pivot and d*d over at most 64 values a partial sum, merged in double by
-#   Chan, Golub & LeVeque (1979). The pivot is one of the first few samples; where it turns out more than two standard
+#   Chan, Golub & LeVeque (1979). The pivot is one of a few samples; where it turns out more than two standard
 #   deviations off, the chunk, still in cache, is summed again around its own mean: one pass over memory, two-pass
 #   accuracy. Where a float cannot hold the sums (data beyond 1e19, or whose squares vanish), the chunk is summed in
 #   double.
@@ -27,19 +27,20 @@ The twin is `fastnorm/reference/norm.py`.
 # - Streaming stores go through a small buffer in L1 (`stream_copy`), so that the loops need no second version.
 
 from cython.parallel cimport parallel, prange, threadid
-from libc.math cimport NAN, isfinite, isnan
+from libc.math cimport NAN, fabs, isfinite, isnan
 from libc.string cimport memcpy, memset
 
 from .vector cimport (
-    BN_BETA, BN_MEAN_HI, BN_MEAN_LO, BN_ROWS, LANES, Team, bn_any_far, bn_apply, bn_channel_sums, bn_finish_reduction,
-    bn_gradient, bn_in_range, bn_merge, bn_merge_chunk, bn_parameters, bn_reduce_columns, bn_reduce_run, bn_square_sum,
-    bn_stats_columns, bn_stats_run, bn_typical, bn_update_running, bn_wide_moments, data, fastnorm_build_flags,
-    is_float32, lanes_sum, real, scratch_alloc, scratch_free, stream_copy, stream_fence, team_close, team_mark,
-    team_open,
+    BN_BETA, BN_MEAN_HI, BN_MEAN_LO, BN_ROWS, LANES, SPREAD, Team, bn_any_far, bn_apply, bn_apply_channels,
+    bn_channel_sums, bn_finish_reduction, bn_gradient, bn_gradient_channels, bn_in_range, bn_merge, bn_merge_chunk,
+    bn_parameters, bn_reduce_columns, bn_reduce_run, bn_spread, bn_square_sum, bn_stats_columns, bn_stats_run,
+    bn_typical, bn_update_running, bn_wide_moments, data, fastnorm_build_flags, is_float32, lanes_sum, real,
+    scratch_alloc, scratch_free, stream_copy, stream_fence, team_close, team_mark, team_open,
 )
 
 cdef enum:
     RUN_MIN = 256              # an inner extent from which one channel's run is vectorized by itself
+    SHORT = 16                 # an inner extent from which outputs are computed channel by channel, without a table
     WIDTH = 2048               # columns of a tile at most: the parameter table and the sums of a tile stay in L1 and L2
     WIDTH_MIN = 64             # columns of a tile at least: 256 contiguous bytes
     CHUNK_ROWS = 64            # columns: rows that one float partial sum takes before it is merged in double
@@ -77,6 +78,7 @@ cdef struct Job:
     double momentum, eps, slope
     bint unbiased, frozen, stream
     int activation
+    Py_ssize_t partials              # doubles of `partial`
     double* partial                  # (blocks, 2, C): mean and M2 forward, sum and product backward
     char* scratch
     size_t scratch_bytes             # of one thread
@@ -108,17 +110,26 @@ cdef void plan(Job* job, Py_ssize_t itemsize, Py_ssize_t arrays, bint statistics
                 job.blocks = min(ceil_div(widest * channel_bytes, BLOCK), PARTIALS // job.channels, job.units)
                 if job.blocks < 2:
                     job.tile, job.blocks = tile, 1
-    else:
-        job.blocks = min(ceil_div(widest * channel_bytes, BLOCK), job.units)
+    else:  # items that are contiguous memory where they can be
+        if job.inner >= SHORT:
+            job.tile = max(1, min(job.channels, BLOCK // (job.inner * itemsize)))
+        if job.columns:
+            job.blocks = min(ceil_div(job.tile * channel_bytes, BLOCK), job.outer)
+        else:
+            job.blocks = job.outer * ceil_div(job.inner * itemsize, BLOCK)
     job.blocks = max(1, job.blocks)
     job.tiles = ceil_div(job.channels, job.tile)
-    job.width = job.tile * job.inner if job.columns else LANES
-    if not statistics:
-        job.blocks = min(job.blocks, max(1, PARTIALS // job.channels))
+    job.width = job.tile * job.inner if job.columns and (statistics or job.inner < SHORT) else LANES
+    job.partials = 2 * job.channels * (job.blocks if statistics else 1)
     # Of one thread, in whole cache lines: the table's rows, two rows of sums, streaming buffers for two outputs; two
     # sums a channel in double.
-    job.scratch_bytes = ((BN_ROWS + 2) * job.width + 2 * max(job.width, PIECE)) * itemsize
+    job.scratch_bytes = ((BN_ROWS + 2) * padded(job.width) + 2 * max(padded(job.width), PIECE)) * itemsize
     job.scratch_bytes = (job.scratch_bytes + 2 * job.tile * sizeof(double) + 127) // 64 * 64
+
+
+cdef inline Py_ssize_t padded(Py_ssize_t width) noexcept nogil:
+    """Length of a row of scratch for `width` columns: written in whole vectors, and the next begins a cache line."""
+    return (width + 2 * SPREAD - 1) // SPREAD * SPREAD
 
 
 cdef int useful_threads(const Job* job, int threads) noexcept nogil:
@@ -161,35 +172,56 @@ cdef inline void merge_moments(double count, double n, double mean_n, double m2_
         bn_merge(count, n, mean_n, m2_n, mean, m2)
 
 
-cdef inline void spread(real* row, Py_ssize_t k, Py_ssize_t inner, double value) noexcept nogil:
-    """Give each of channel k's columns the same value."""
-    cdef Py_ssize_t j
-    for j in range(k * inner, (k + 1) * inner):
-        row[j] = <real> value
+cdef inline int spaced_offsets(Py_ssize_t start, Py_ssize_t stop, Py_ssize_t inner, Py_ssize_t stride,
+                               Py_ssize_t* offsets) noexcept nogil:
+    """Where a few of a channel's samples start to stop lie, evenly spaced: neighbors are alike; returns how many."""
+    cdef int i, n = <int> min(<Py_ssize_t> SAMPLES, stop - start)
+    cdef Py_ssize_t s
+    offsets[0] = start // inner * stride + start % inner
+    for i in range(1, n):
+        s = start + (stop - start) // n * i
+        offsets[i] = s // inner * stride + s % inner
+    return n
+
+
+cdef inline real typical(const real* x, const Py_ssize_t* offsets, int n) noexcept nogil:
+    """`bn_typical` of one channel's values at these offsets."""
+    cdef double mean = 0
+    cdef real best = x[offsets[0]], value
+    cdef int i
+    for i in range(n):
+        mean += x[offsets[i]]
+    mean /= n
+    for i in range(1, n):
+        value = x[offsets[i]]
+        best = value if fabs(value - mean) < fabs(best - mean) else best
+    return best if isfinite(mean) else 0
 
 
 cdef inline void first_pivot(const real* x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t channels, Py_ssize_t inner,
                              real* pivot, double* work) noexcept nogil:
-    """A value near each channel's mean, from its first few samples: rows where inner is 1, else positions."""
+    """A value near each channel's mean."""
+    cdef Py_ssize_t offsets[SAMPLES]
     cdef Py_ssize_t k
-    cdef real typical
+    cdef int n
     if inner == 1:
-        bn_typical(x, min(rows, <Py_ssize_t> SAMPLES), stride, channels, pivot, work)
+        n = <int> min(rows, <Py_ssize_t> SAMPLES)
+        bn_typical(x, n, rows // n * stride, channels, pivot, work)
     else:
+        n = spaced_offsets(0, rows * inner, inner, stride, offsets)
         for k in range(channels):
-            bn_typical(x + k * inner, min(inner, <Py_ssize_t> SAMPLES), 1, 1, &typical, work)
-            spread(pivot, k, inner, typical)
+            bn_spread(typical(x + k * inner, offsets, n), inner, pivot + k * inner)
 
 
 cdef void stats_of_columns(const real* x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t channels, Py_ssize_t inner,
                            double* mean, double* m2, real* scratch) noexcept nogil:
     """Mean and M2 of each channel over `rows` rows."""
-    cdef Py_ssize_t width = channels * inner, chunk, start, n_rows, k, attempt
-    cdef double *sums = <double*> scratch
+    cdef Py_ssize_t width = channels * inner, chunk, start, n_rows, k, j, attempt
+    cdef real *pivot = scratch
+    cdef real *sum = pivot + padded(width)
+    cdef real *square = sum + padded(width)
+    cdef double *sums = <double*> (square + padded(width))
     cdef double *squares = sums + channels
-    cdef real *pivot = <real*> (squares + channels)
-    cdef real *sum = pivot + width
-    cdef real *square = sum + width
     cdef double n, better
     first_pivot(x, rows, stride, channels, inner, pivot, sums)
     for chunk in range(ceil_div(rows, CHUNK_ROWS)):
@@ -197,7 +229,7 @@ cdef void stats_of_columns(const real* x, Py_ssize_t rows, Py_ssize_t stride, Py
         n_rows = min(<Py_ssize_t> CHUNK_ROWS, rows - start)
         n = <double> (n_rows * inner)
         for attempt in range(2):
-            memset(sum, 0, 2 * width * sizeof(real))
+            memset(sum, 0, 2 * padded(width) * sizeof(real))
             bn_stats_columns(x + start * stride, n_rows, stride, width, pivot, sum, square)
             bn_channel_sums(sum, channels, inner, sums)
             bn_channel_sums(square, channels, inner, squares)
@@ -205,8 +237,9 @@ cdef void stats_of_columns(const real* x, Py_ssize_t rows, Py_ssize_t stride, Py
                 break
             for k in range(channels):
                 better = pivot[k * inner] + sums[k] / n
-                if isfinite(better):
-                    spread(pivot, k, inner, better)
+                # A vector at a time would write into the next channel's pivot, which is still to be read.
+                for j in range(k * inner, (k + 1) * inner if isfinite(better) else 0):
+                    pivot[j] = <real> better
         if bn_in_range(sums, squares, channels, sum):
             bn_merge_chunk(<double> (start * inner), n, pivot, inner, sums, squares, channels, mean, m2)
         else:
@@ -255,10 +288,11 @@ cdef void stats_of_run(const real* x, Py_ssize_t start, Py_ssize_t stop, Py_ssiz
     """Mean and M2 of one channel over its samples start to stop."""
     cdef real *sum = scratch
     cdef real *square = scratch + LANES
-    cdef Py_ssize_t chunk, s, e, o = start // inner, at = start - o * inner
+    cdef Py_ssize_t offsets[SAMPLES]
+    cdef Py_ssize_t chunk, s, e
     cdef double n, a, b
     cdef real pivot
-    bn_typical(x + o * stride + at, min(inner - at, stop - start, <Py_ssize_t> SAMPLES), 1, 1, &pivot, &n)
+    pivot = typical(x, offsets, spaced_offsets(start, stop, inner, stride, offsets))
     for chunk in range(ceil_div(stop - start, CHUNK)):
         s = start + chunk * CHUNK
         e = min(s + CHUNK, stop)
@@ -328,18 +362,22 @@ cdef void finish_statistics(const Job* job, Py_ssize_t t, real* kind) noexcept n
 # -- apply -------------------------------------------------------------------------------------------------------------
 
 
-cdef const real* spread_table(const Job* job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t rows, real* scratch,
+cdef const real* spread_table(const Job* job, Py_ssize_t c0, Py_ssize_t c1, int first, int end, real* scratch,
                               Py_ssize_t* ld) noexcept nogil:
-    """The parameter table of these channels, an entry for each column; returns it and its row length."""
+    """The parameter table of these channels, an entry for each column; returns it and its row length.
+
+    Rows first to end are written; those before are there from the first half of the same tile.
+    """
     cdef const real *table = <const real*> job.table
-    cdef Py_ssize_t width = (c1 - c0) * job.inner, row, c
-    if job.inner == 1:
-        ld[0] = job.channels
-        return table + c0
-    for row in range(rows):
+    cdef Py_ssize_t c
+    cdef int row
+    ld[0] = padded((c1 - c0) * job.inner)
+    for row in range(first, end):
+        if job.inner == 1:  # a copy too: there each row begins a cache line
+            memcpy(scratch + row * ld[0], table + row * job.channels + c0, (c1 - c0) * sizeof(real))
+            continue
         for c in range(c0, c1):
-            spread(scratch + row * width, c - c0, job.inner, table[row * job.channels + c])
-    ld[0] = width
+            bn_spread(table[row * job.channels + c], job.inner, scratch + row * ld[0] + (c - c0) * job.inner)
     return scratch
 
 
@@ -348,41 +386,70 @@ cdef inline Py_ssize_t piece_length(const void* dst, Py_ssize_t left, Py_ssize_t
     return min(left, PIECE - <Py_ssize_t> (<size_t> dst % 64) // itemsize)
 
 
-cdef void apply_item(const Job* job, Py_ssize_t t, Py_ssize_t b, real* scratch) noexcept nogil:
-    """Second half of the forward: y of tile t, block b."""
-    cdef Py_ssize_t c0 = t * job.tile, c1 = min(job.channels, c0 + job.tile), c, u, o, at, i, n, left, ld, width
-    cdef Py_ssize_t u0 = first_unit(job, b), u1 = first_unit(job, b + 1), stride = job.channels * job.inner
-    cdef const real *x = <const real*> job.x
-    cdef const real *residual = <const real*> job.residual
-    cdef real *y = <real*> job.y
-    cdef real *buffer
-    cdef const real *table
+cdef inline void emit(const Job* job, real* target, const real* buffer, Py_ssize_t n) noexcept nogil:
+    """Copy a buffer of results to where they belong, unless they were computed there."""
+    if job.stream:
+        stream_copy(target, buffer, n * sizeof(real))
+    elif target != buffer:
+        memcpy(target, buffer, n * sizeof(real))
+
+
+cdef inline void output(const Job* job, Py_ssize_t i, Py_ssize_t n, Py_ssize_t channels, const real* table,
+                        Py_ssize_t ld, int step, real* buffer) noexcept nogil:
+    """y, or dx and dresidual, of n values at i: of `channels` whole channels, or with 0 of a run as `step` says."""
+    cdef bint staged = job.stream or channels > 0
+    cdef const real *x = <const real*> job.x + i
+    cdef const real *dy = at_offset(<const real*> job.dy, i)
+    cdef const real *residual = at_offset(<const real*> job.residual, i)
+    cdef real *y = <real*> job.y + i
+    cdef real *dresidual = <real*> job.dresidual + i if job.dresidual != NULL else NULL
+    cdef real *y_buffer = buffer if staged else y
+    cdef real *dresidual_buffer = buffer + max(padded(job.width), <Py_ssize_t> PIECE) if staged else dresidual
     cdef real slope = <real> job.slope
-    if job.columns:
-        table = spread_table(job, c0, c1, BN_BETA + 1, scratch, &ld)
-        buffer = scratch + BN_ROWS * job.width
-        width = (c1 - c0) * job.inner
-        for u in range(u0, u1):
-            i = u * stride + c0 * job.inner
-            bn_apply(x + i, at_offset(residual, i), buffer if job.stream else y + i, width,
-                     table, ld, 1, slope, job.activation)
-            if job.stream:
-                stream_copy(y + i, buffer, width * sizeof(real))
+    if dy == NULL:
+        if channels > 0:
+            bn_apply_channels(x, residual, y_buffer, channels, job.inner, table, ld, slope, job.activation)
+        else:
+            bn_apply(x, residual, y_buffer, n, table, ld, step, slope, job.activation)
+    elif channels > 0:
+        bn_gradient_channels(dy, x, residual, y_buffer, dresidual_buffer, channels, job.inner, table, ld, slope,
+                             job.activation, job.frozen)
     else:
-        table, ld = <const real*> job.table, job.channels
-        buffer = scratch
-        # In the order of memory: outer index by outer index, channel by channel.
+        bn_gradient(dy, x, residual, y_buffer, dresidual_buffer, n, table, ld, step, slope, job.activation, job.frozen)
+    emit(job, y, y_buffer, n)
+    if dresidual != NULL:
+        emit(job, dresidual, dresidual_buffer, n)
+
+
+cdef void output_item(const Job* job, Py_ssize_t t, Py_ssize_t b, real* scratch) noexcept nogil:
+    """Second half: the output of tile t, block b, in the order of memory: outer by outer, channel by channel."""
+    cdef Py_ssize_t c0 = t * job.tile, c1 = min(job.channels, c0 + job.tile), c, o, at, i, n, left, ld = job.channels
+    cdef Py_ssize_t u0 = first_unit(job, b), u1 = first_unit(job, b + 1), stride = job.channels * job.inner
+    cdef Py_ssize_t group = max(1, PIECE // job.inner)
+    cdef const real *table = <const real*> job.table
+    cdef real *buffer = scratch + (BN_ROWS + 2) * padded(job.width)
+    cdef int rows = BN_BETA + 1 if job.dy == NULL else BN_ROWS
+    if job.inner < SHORT:
+        # The backward's first half has left the first rows of the same tile.
+        table = spread_table(job, c0, c1, BN_BETA + 1 if job.dy != NULL and job.blocks == 1 else 0, rows, scratch, &ld)
+        for o in range(u0, u1):
+            output(job, o * stride + c0 * job.inner, (c1 - c0) * job.inner, 0, table, ld, 1, buffer)
+    elif job.columns:
+        for o in range(u0, u1):
+            c = c0
+            while c < c1:
+                n = min(group, c1 - c)
+                output(job, o * stride + c * job.inner, n * job.inner, n, table + c, ld, 0, buffer)
+                c += n
+    else:
         for o in range(u0 // job.inner, ceil_div(u1, job.inner)):
             at = max(0, u0 - o * job.inner)
             for c in range(c0, c1):
                 i = o * stride + c * job.inner + at
                 left = min(job.inner, u1 - o * job.inner) - at
                 while left > 0:
-                    n = piece_length(y + i, left, sizeof(real)) if job.stream else left
-                    bn_apply(x + i, at_offset(residual, i), buffer if job.stream else y + i, n,
-                             table + c, ld, 0, slope, job.activation)
-                    if job.stream:
-                        stream_copy(y + i, buffer, n * sizeof(real))
+                    n = piece_length(<real*> job.y + i, left, sizeof(real)) if job.stream else left
+                    output(job, i, n, 0, table + c, ld, 0, buffer)
                     i += n
                     left -= n
     if job.stream:
@@ -427,23 +494,24 @@ cdef void reduce_item(const Job* job, Py_ssize_t t, Py_ssize_t b, real* scratch)
     cdef const real *dy = <const real*> job.dy
     cdef const real *residual = <const real*> job.residual
     cdef const real *table
-    cdef real *lanes = scratch + BN_ROWS * job.width
-    cdef double *sums = <double*> (lanes + 2 * job.width)
+    cdef real *lanes = scratch + BN_ROWS * padded(job.width)
+    cdef real *products_of_columns = lanes + padded(job.width)
+    cdef double *sums = <double*> (lanes + 2 * padded(job.width))
     cdef double *products = sums + job.tile
     cdef real slope = <real> job.slope
     memset(sum + c0, 0, (c1 - c0) * sizeof(double))
     memset(product + c0, 0, (c1 - c0) * sizeof(double))
     if job.columns:
-        table = spread_table(job, c0, c1, BN_BETA + 1, scratch, &ld)
+        table = spread_table(job, c0, c1, 0, BN_BETA + 1, scratch, &ld)
         width = (c1 - c0) * job.inner
         for chunk in range(ceil_div(u1 - u0, CHUNK_ROWS)):
             start = u0 + chunk * CHUNK_ROWS
             i = start * stride + c0 * job.inner
-            memset(lanes, 0, 2 * width * sizeof(real))
+            memset(lanes, 0, 2 * padded(job.width) * sizeof(real))
             bn_reduce_columns(dy + i, x + i, at_offset(residual, i), min(<Py_ssize_t> CHUNK_ROWS, u1 - start), stride,
-                              width, table, ld, slope, job.activation, lanes, lanes + width)
+                              width, table, ld, slope, job.activation, lanes, products_of_columns)
             bn_channel_sums(lanes, c1 - c0, job.inner, sums)
-            bn_channel_sums(lanes + width, c1 - c0, job.inner, products)
+            bn_channel_sums(products_of_columns, c1 - c0, job.inner, products)
             for k in range(c1 - c0):
                 add_reduction(job, c0 + k, start * job.inner, min(start + CHUNK_ROWS, u1) * job.inner, sums[k],
                               products[k], lanes, sum, product)
@@ -479,48 +547,6 @@ cdef void finish_reduction(const Job* job, Py_ssize_t t, real* kind) noexcept no
                         <real*> job.dgamma + c0, <real*> job.dbeta + c0, <real*> job.table + c0, ld)
 
 
-cdef inline void gradient_run(const Job* job, Py_ssize_t i, Py_ssize_t n, const real* table, Py_ssize_t ld, int step,
-                              real* buffer) noexcept nogil:
-    """dx, and dresidual where there is one, of n values at i; through the buffer where stores stream."""
-    cdef const real *residual = at_offset(<const real*> job.residual, i)
-    cdef real *dx = <real*> job.y + i
-    cdef real *dresidual = NULL if job.residual == NULL else <real*> job.dresidual + i
-    cdef real *dx_buffer = buffer if job.stream else dx
-    cdef real *dresidual_buffer = buffer + max(job.width, PIECE) if job.stream else dresidual
-    bn_gradient(<const real*> job.dy + i, <const real*> job.x + i, residual, dx_buffer, dresidual_buffer, n, table, ld,
-                step, <real> job.slope, job.activation, job.frozen)
-    if job.stream:
-        stream_copy(dx, dx_buffer, n * sizeof(real))
-        if dresidual != NULL:
-            stream_copy(dresidual, dresidual_buffer, n * sizeof(real))
-
-
-cdef void gradient_item(const Job* job, Py_ssize_t t, Py_ssize_t b, real* scratch) noexcept nogil:
-    """Second half of the backward: dx and dresidual of tile t, block b."""
-    cdef Py_ssize_t c0 = t * job.tile, c1 = min(job.channels, c0 + job.tile), c, u, o, at, i, n, left, ld
-    cdef Py_ssize_t u0 = first_unit(job, b), u1 = first_unit(job, b + 1), stride = job.channels * job.inner
-    cdef const real *table
-    cdef real *buffer = scratch + (BN_ROWS + 2) * job.width
-    if job.columns:
-        table = spread_table(job, c0, c1, BN_ROWS, scratch, &ld)
-        for u in range(u0, u1):
-            gradient_run(job, u * stride + c0 * job.inner, (c1 - c0) * job.inner, table, ld, 1, buffer)
-    else:
-        table, ld = <const real*> job.table, job.channels
-        for o in range(u0 // job.inner, ceil_div(u1, job.inner)):
-            at = max(0, u0 - o * job.inner)
-            for c in range(c0, c1):
-                i = o * stride + c * job.inner + at
-                left = min(job.inner, u1 - o * job.inner) - at
-                while left > 0:
-                    n = piece_length(<real*> job.y + i, left, sizeof(real)) if job.stream else left
-                    gradient_run(job, i, n, table + c, ld, 0, buffer)
-                    i += n
-                    left -= n
-    if job.stream:
-        stream_fence()
-
-
 # -- all tiles and blocks ----------------------------------------------------------------------------------------------
 
 
@@ -542,10 +568,7 @@ cdef inline void finish(const Job* job, Py_ssize_t t, real* kind) noexcept nogil
 
 cdef inline void second_half(const Job* job, Py_ssize_t i, real* scratch) noexcept nogil:
     """The output of item i."""
-    if job.dy != NULL:
-        gradient_item(job, i % job.tiles, i // job.tiles, scratch)
-    else:
-        apply_item(job, i % job.tiles, i // job.tiles, scratch)
+    output_item(job, i % job.tiles, i // job.tiles, scratch)
 
 
 cdef inline void whole_tile(const Job* job, Py_ssize_t t, real* scratch) noexcept nogil:
@@ -617,8 +640,7 @@ cdef Job new_job(object x, Py_ssize_t outer, Py_ssize_t channels, Py_ssize_t inn
 
 cdef void* allocate(Job* job, int threads) except NULL:
     """Scratch of all threads and the partial results, in one piece; sets the job's pointers."""
-    cdef size_t partial = 2 * job.blocks * job.channels * sizeof(double)
-    cdef char *memory = <char*> scratch_alloc(threads * job.scratch_bytes + partial)
+    cdef char *memory = <char*> scratch_alloc(threads * job.scratch_bytes + job.partials * sizeof(double))
     if memory == NULL:
         raise MemoryError("fastnorm: no memory for the scratch of batch norm")
     job.scratch = memory

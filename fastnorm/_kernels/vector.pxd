@@ -58,6 +58,19 @@ cdef extern from "vector.h" nogil:
                              Py_ssize_t inner, double* mean, double* m2)
     double bn_square_sum_f32(const float* x, Py_ssize_t n, double mean)
     double bn_square_sum_f64(const double* x, Py_ssize_t n, double mean)
+    void bn_apply_channels_f32(const float* x, const float* residual, float* y, Py_ssize_t channels, Py_ssize_t inner,
+                               const float* p, Py_ssize_t ld, float slope, int activation)
+    void bn_apply_channels_f64(const double* x, const double* residual, double* y, Py_ssize_t channels,
+                               Py_ssize_t inner, const double* p, Py_ssize_t ld, double slope, int activation)
+    void bn_gradient_channels_f32(const float* dy, const float* x, const float* residual, float* dx, float* dresidual,
+                                  Py_ssize_t channels, Py_ssize_t inner, const float* p, Py_ssize_t ld, float slope,
+                                  int activation, bint frozen)
+    void bn_gradient_channels_f64(const double* dy, const double* x, const double* residual, double* dx,
+                                  double* dresidual, Py_ssize_t channels, Py_ssize_t inner, const double* p,
+                                  Py_ssize_t ld, double slope, int activation, bint frozen)
+    enum: SPREAD
+    void bn_spread_f32(float value, Py_ssize_t inner, float* out)
+    void bn_spread_f64(double value, Py_ssize_t inner, double* out)
     bint bn_in_range_f32(const double* sum, const double* square, Py_ssize_t channels)
     bint bn_in_range_f64(const double* sum, const double* square, Py_ssize_t channels)
     void bn_update_running_f32(float* running, const double* batch, double factor, double momentum,
@@ -209,6 +222,31 @@ cdef inline double bn_square_sum(const real* x, Py_ssize_t n, double mean) noexc
         return bn_square_sum_f32(x, n, mean)
     else:
         return bn_square_sum_f64(x, n, mean)
+
+
+cdef inline void bn_apply_channels(const real* x, const real* residual, real* y, Py_ssize_t channels,
+                                   Py_ssize_t inner, const real* p, Py_ssize_t ld, real slope,
+                                   int activation) noexcept nogil:
+    if real is float:
+        bn_apply_channels_f32(x, residual, y, channels, inner, p, ld, slope, activation)
+    else:
+        bn_apply_channels_f64(x, residual, y, channels, inner, p, ld, slope, activation)
+
+
+cdef inline void bn_gradient_channels(const real* dy, const real* x, const real* residual, real* dx, real* dresidual,
+                                      Py_ssize_t channels, Py_ssize_t inner, const real* p, Py_ssize_t ld, real slope,
+                                      int activation, bint frozen) noexcept nogil:
+    if real is float:
+        bn_gradient_channels_f32(dy, x, residual, dx, dresidual, channels, inner, p, ld, slope, activation, frozen)
+    else:
+        bn_gradient_channels_f64(dy, x, residual, dx, dresidual, channels, inner, p, ld, slope, activation, frozen)
+
+
+cdef inline void bn_spread(real value, Py_ssize_t inner, real* out) noexcept nogil:
+    if real is float:
+        bn_spread_f32(value, inner, out)
+    else:
+        bn_spread_f64(value, inner, out)
 
 
 cdef inline bint bn_in_range(const double* sum, const double* square, Py_ssize_t channels, real* kind) noexcept nogil:
