@@ -170,8 +170,8 @@ static void scratch_free(void *scratch) {
    and tries again. Results do not depend on it: they are the same bits for every number of threads.
    A team larger than the machine was asked for as such, and always gets its threads. State is the caller's own. */
 #define TEAM_STALL 1e-3 /* seconds; tiles take up to 0.2 ms */
-#define TEAM_ALONE 20e-3
-#define TEAM_ALONE_MOST 640e-3
+#define TEAM_ALONE 2e-3
+#define TEAM_ALONE_MOST 160e-3
 
 typedef struct {
     int size;
