@@ -63,17 +63,17 @@ FASTNORM_INLINE real FN(exp_quotient)(real x, real inverse, real period_hi, real
     return t < EXP_BOTTOM ? 0 : result; /* written so that NaN passes */
 }
 
-FASTNORM_INLINE real FN(absolute)(real x) { return x < 0 ? -x : x; }
+FASTNORM_INLINE real FN(absolute)(real x) { return sizeof(real) == 4 ? (real)fabsf((float)x) : (real)fabs((double)x); }
 
 /* 1 / (1 + e**-x), from e**-|x| so that nothing overflows and the left tail keeps its relative accuracy. */
 FASTNORM_INLINE real FN(sigmoid)(real x) {
-    const real e = FN(exp)(-FN(absolute)(x));
+    const real e = FN(exp_nonpositive)(-FN(absolute)(x));
     return (x >= 0 ? 1 : e) / (1 + e);
 }
 
 /* From u = e**(-2|x|) - 1: |tanh x| = -u / (2 + u). */
 FASTNORM_INLINE real FN(tanh)(real x) {
-    const real u = FN(expm1)(-2 * FN(absolute)(x));
+    const real u = FN(expm1)(x < 0 ? 2 * x : -2 * x); /* -0 gives +0 here, and -0 in the end */
     const real t = u / (2 + u); /* -|tanh x| */
     return x < 0 ? t : -t;
 }
@@ -83,7 +83,7 @@ FASTNORM_INLINE real FN(elu)(real x, real alpha) {
     return x > 0 ? x : negative;
 }
 FASTNORM_INLINE real FN(elu_gradient)(real dy, real x, real alpha) {
-    const real slope = alpha * FN(exp)(x > 0 ? 0 : x);
+    const real slope = alpha * FN(exp_nonpositive)(x > 0 ? 0 : x);
     return x > 0 ? dy : dy * slope;
 }
 FASTNORM_INLINE real FN(celu)(real x, real alpha) {

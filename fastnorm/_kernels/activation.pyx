@@ -15,14 +15,14 @@ from libc.stdint cimport uint32_t, uint64_t
 from cython.parallel cimport prange
 
 from .vector cimport (ACTIVATION_CELU, ACTIVATION_ELU, ACTIVATION_LEAKY_RELU, ACTIVATION_RELU, ACTIVATION_SIGMOID,
-                      ACTIVATION_TANH, Team, activation, activation_backward, data, dropout_run, fastnorm_build_flags,
-                      is_float32, philox4x32, real, stream_copy, stream_fence, team_close, team_mark, team_open)
+                      ACTIVATION_TANH, STREAM_BYTES, Team, activation, activation_backward, data, dropout_run,
+                      fastnorm_build_flags, is_float32, philox4x32, real, stream_copy, stream_fence, team_close,
+                      team_mark, team_open)
 
 cdef enum:
     TILE = 16384  # elements: 64 KB of float32, long enough for the memory's own prefetch
     PARALLEL_TILES = 4  # fewer than these and waking a thread costs more than it saves
     STAGE = 1024  # elements: 8 KB of float64, a quarter of L1
-    STREAM_BYTES = 8 << 20  # more than the share of the last-level cache that an output can hope for
     CACHE_LINE = 64
     MAX_AXES = 64  # NumPy's own limit
 
@@ -122,7 +122,7 @@ cdef run(Job* job, object dy, object x, object out, int threads):
     cdef void* out_data = data(out)
     cdef Py_ssize_t n = x.size
     cdef bint single = is_float32(x)
-    cdef bint stream = (n * (sizeof(float) if single else sizeof(double)) > STREAM_BYTES and out_data != x_data
+    cdef bint stream = (n * (sizeof(float) if single else sizeof(double)) >= STREAM_BYTES and out_data != x_data
                         and out_data != dy_data)
     with nogil:
         if single:

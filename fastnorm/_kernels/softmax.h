@@ -52,6 +52,11 @@ FASTNORM_INLINE real FN(exp_in_frame)(real x, real shift, real top, real bottom,
     return FN(exp_polynomial)(r) * power;
 }
 
+/* e**x for x <= 0, without what the other half of the range needs. At most 1.2 ulp; NaN gives NaN. */
+FASTNORM_INLINE real FN(exp_nonpositive)(real x) {
+    return FN(exp_in_frame)(x, 0, 0, -SOFTMAX_LOWEST, EXP_MAGIC + SOFTMAX_BIAS, 0) * (real)(1 / SOFTMAX_UNIT);
+}
+
 /* Largest of n values, NaN left out; -inf of none. */
 static real FN(softmax_max)(const real *restrict x, ptrdiff_t n) {
     real m[LANES];

@@ -113,6 +113,10 @@ static const char *fastnorm_build_flags(void) {
 
 /* -- memory -------------------------------------------------------------------------------------------------------- */
 
+/* Outputs from this size on are not found in the cache by their next reader: L3 caches of today hold 16 to 64 MB, and the
+   input takes its share. Measured with 32 MB: below 16 MB of output, ordinary stores are up to 2 times as fast. */
+enum { STREAM_BYTES = 16 << 20 };
+
 /* Copies to memory that will not be read soon: whole cache lines go around the cache, so that the bus carries the
    output once and never reads it first. Call `stream_fence` before another thread may look. */
 static void stream_copy(void *dst, const void *src, size_t bytes) {

@@ -9,6 +9,7 @@ ctypedef fused real:
 
 cdef extern from "vector.h" nogil:
     enum: LANES
+    enum: STREAM_BYTES
     enum: ACTIVATION_NONE
     enum: ACTIVATION_RELU
     enum: ACTIVATION_LEAKY_RELU
