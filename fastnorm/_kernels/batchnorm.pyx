@@ -16,7 +16,7 @@ The twin is `fastnorm/reference/norm.py`.
 #   threads.
 # - Two inner loops. Runs: one channel's `inner` values are contiguous and long. Columns: `inner` is 1 (channels last)
 #   or short (7x7), and a tile is a matrix with one row an outer index and one column a (channel, position): whole rows
-#   of neighbouring channels make long vectors without tails, and the parameter table has an entry for each column.
+#   of neighboring channels make long vectors without tails, and the parameter table has an entry for each column.
 # - Statistics of a chunk are sums of d = x - pivot and d*d over at most 64 values a partial sum, merged in double by
 #   Chan, Golub & LeVeque (1979). The pivot is one of a few samples; where it turns out more than two standard
 #   deviations off, the chunk, still in cache, is summed again around its own mean: one pass over memory, two-pass
@@ -24,6 +24,9 @@ The twin is `fastnorm/reference/norm.py`.
 #   double.
 # - The mean travels as two numbers (mean_hi + mean_lo): in float32 one number is not enough when data lie far from
 #   zero.
+# - Outputs of short runs are computed channel by channel in whole vectors into a buffer, each channel's surplus being
+#   overwritten by the next: no tails, no wide table, and memory is walked in its own order. Only runs below SHORT use
+#   the table of columns.
 # - Streaming stores go through a small buffer in L1 (`stream_copy`), so that the loops need no second version.
 
 from cython.parallel cimport parallel, prange, threadid
