@@ -51,6 +51,8 @@ cdef enum:
     SAMPLES = 8                # values that the first pivot is chosen from
     PIECE = 1024               # values that one streaming buffer holds
     CACHE = 1024 * 1024        # bytes of a tile that is read twice and should be found in L2 the second time
+    WAYS = 12                  # lines of one set of L2 that a tile may take: of 16, or of 8 in a cache twice as large
+    WAY_BYTES = 64 * 1024      # bytes of one way of L2: 1 MB in 16 ways
     BLOCK = 256 * 1024         # bytes of a block where a tile's samples are cut
     TILES = 16                 # tiles wanted, so that threads find work until the end
     PARTIALS = 65536           # doubles: at most this many partial results of either kind
@@ -93,6 +95,26 @@ cdef inline Py_ssize_t ceil_div(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
     return (a + b - 1) // b
 
 
+cdef inline Py_ssize_t lines_of_a_set(const Job* job, Py_ssize_t tile, Py_ssize_t itemsize) noexcept nogil:
+    """About how many lines of a tile fall on one set of L2: rows a multiple of WAY_BYTES apart all fall on the same."""
+    cdef Py_ssize_t stride = job.channels * job.inner * itemsize, run = tile * job.inner * itemsize, places = 1
+    while places < WAY_BYTES // 64 and places * stride % WAY_BYTES != 0:
+        places *= 2
+    return ceil_div(job.outer, places) * max(1, run // max(1, WAY_BYTES // places))
+
+
+cdef void cut_samples(Job* job, Py_ssize_t widest, Py_ssize_t n_bytes) noexcept nogil:
+    """Tiles of up to `widest` channels, and blocks of about BLOCK bytes, contiguous memory where they can be."""
+    cdef Py_ssize_t most = max(1, PARTIALS // job.channels)
+    job.tile = widest
+    if job.inner >= SHORT:
+        job.tile = max(1, min(widest, BLOCK // (job.inner * n_bytes)))
+    if job.columns:
+        job.blocks = min(ceil_div(job.outer * job.tile * job.inner * n_bytes, BLOCK), most, job.outer)
+    else:  # whole outers, or equal parts of each
+        job.blocks = min(job.outer * ceil_div(job.inner * n_bytes, BLOCK), most)
+
+
 cdef void plan(Job* job, Py_ssize_t itemsize, Py_ssize_t arrays, bint statistics) noexcept nogil:
     """Cut the work: `arrays` are read; with `statistics`, all of a channel is needed before its output."""
     cdef Py_ssize_t channel_bytes = job.outer * job.inner * itemsize * arrays
@@ -106,19 +128,16 @@ cdef void plan(Job* job, Py_ssize_t itemsize, Py_ssize_t arrays, bint statistics
         tile = max(narrowest, min(widest, CACHE // max(1, channel_bytes), ceil_div(job.channels, TILES)))
         if channel_bytes * job.channels > BLOCK:
             job.tile = tile
-            # A tile that does not fit the cache, or too few tiles to share out: cut the samples.
-            if tile * channel_bytes > CACHE or ceil_div(job.channels, tile) < TILES // 2:
-                job.tile = widest
-                job.blocks = min(ceil_div(widest * channel_bytes, BLOCK), PARTIALS // job.channels, job.units)
+            # A tile that the cache does not hold, or too few tiles to share out: cut the samples.
+            if (tile * channel_bytes > CACHE or lines_of_a_set(job, tile, itemsize) > WAYS
+                    or ceil_div(job.channels, tile) < TILES // 2):
+                cut_samples(job, widest, itemsize * arrays)
                 if job.blocks < 2:
                     job.tile, job.blocks = tile, 1
-    else:  # items that are contiguous memory where they can be
-        if job.inner >= SHORT:
-            job.tile = max(1, min(job.channels, BLOCK // (job.inner * itemsize)))
-        if job.columns:
-            job.blocks = min(ceil_div(job.tile * channel_bytes, BLOCK), job.outer)
-        else:
-            job.blocks = job.outer * ceil_div(job.inner * itemsize, BLOCK)
+    elif job.inner >= SHORT:
+        cut_samples(job, job.channels, itemsize)
+    else:
+        cut_samples(job, widest, itemsize)
     job.blocks = max(1, job.blocks)
     job.tiles = ceil_div(job.channels, job.tile)
     job.width = job.tile * job.inner if job.columns and (statistics or job.inner < SHORT) else LANES
