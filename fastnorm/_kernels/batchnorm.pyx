@@ -34,11 +34,12 @@ from libc.math cimport NAN, fabs, isfinite, isnan
 from libc.string cimport memcpy, memset
 
 from .vector cimport (
-    BN_BETA, BN_MEAN_HI, BN_MEAN_LO, BN_ROWS, LANES, SPREAD, STREAM_BYTES, Team, bn_any_far, bn_apply,
-    bn_apply_channels, bn_channel_sums, bn_finish_reduction, bn_gradient, bn_gradient_channels, bn_in_range, bn_merge,
-    bn_merge_chunk, bn_parameters, bn_reduce_columns, bn_reduce_run, bn_spread, bn_square_sum, bn_stats_columns,
-    bn_stats_run, bn_typical, bn_update_running, bn_wide_moments, data, fastnorm_build_flags, is_float32, lanes_sum,
-    real, scratch_alloc, scratch_free, stream_copy, stream_fence, team_close, team_mark, team_open,
+    BN_BETA, BN_MEAN_HI, BN_MEAN_LO, BN_ROWS, LANES, SPREAD, STREAM_BYTES, Team, at_offset, bn_any_far, bn_apply,
+    bn_apply_channels, bn_channel_sums, bn_finish_reduction, bn_gradient, bn_gradient_channels, bn_in_range,
+    bn_merge, bn_merge_chunk, bn_parameters, bn_reduce_columns, bn_reduce_run, bn_spread, bn_square_sum,
+    bn_stats_columns, bn_stats_run, bn_typical, bn_update_running, bn_wide_moments, data, fastnorm_build_flags,
+    is_float32, lanes_sum, real, scratch_alloc, scratch_free, stream_copy, stream_fence, team_close, team_mark,
+    team_open,
 )
 
 cdef enum:
@@ -173,13 +174,6 @@ cdef int useful_threads(const Job* job, int threads) noexcept nogil:
 
 cdef inline void* scratch_of(const Job* job, int thread) noexcept nogil:
     return job.scratch + thread * job.scratch_bytes
-
-
-cdef inline const real* at_offset(const real* a, Py_ssize_t i) noexcept nogil:
-    """Element i of an optional array."""
-    if a == NULL:
-        return NULL
-    return a + i
 
 
 cdef inline Py_ssize_t first_unit(const Job* job, Py_ssize_t block) noexcept nogil:

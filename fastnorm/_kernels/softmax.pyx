@@ -21,6 +21,7 @@ cimport numpy as cnp
 from .vector cimport (
     STREAM_BYTES,
     Team,
+    at_offset,
     data,
     fastnorm_build_flags,
     is_float32,
@@ -215,13 +216,6 @@ def check_labels(labels, Py_ssize_t classes, bint has_ignore, int64_t ignore, we
     return total if wrong == 0 else None
 
 
-cdef inline const real* at(const real* a, Py_ssize_t i) noexcept nogil:
-    """&a[i] of an array that may be absent."""
-    if a == NULL:
-        return NULL
-    return a + i
-
-
 # -- rows: the vector lanes are classes --------------------------------------------------------------------------------
 
 
@@ -246,7 +240,7 @@ cdef double softmax_row(const Job* job, Py_ssize_t row, real* scratch) noexcept 
     """
     cdef Py_ssize_t C = job.classes, i, n
     cdef const real* x = <const real*> job.x + row * C
-    cdef const real* t = at(<const real*> job.probabilities, row * C)
+    cdef const real* t = at_offset(<const real*> job.probabilities, row * C)
     cdef const real* w = <const real*> job.weight
     cdef real* out = <real*> job.out + row * C
     cdef real* stage = scratch
@@ -305,7 +299,7 @@ cdef double softmax_row(const Job* job, Py_ssize_t row, real* scratch) noexcept 
             else:
                 softmax_exp(x + i, stage, n, m)
                 source = stage
-            softmax_output(source, at(t, i), at(w, i), target, n, &factor, &power, a, b, 0)
+            softmax_output(source, at_offset(t, i), at_offset(w, i), target, n, &factor, &power, a, b, 0)
             if i <= y < i + n:
                 target[y - i] -= spike_gradient
         if job.stream:
@@ -386,7 +380,7 @@ cdef double softmax_block(const Job* job, Py_ssize_t block, real* scratch) noexc
     cdef real* second = e + C * width
 
     cdef const real* x = <const real*> job.x + start
-    cdef const real* t = at(<const real*> job.probabilities, start)
+    cdef const real* t = at_offset(<const real*> job.probabilities, start)
     cdef const real* w = <const real*> job.weight
     cdef real* out = <real*> job.out + start
     cdef const real* source
@@ -417,7 +411,7 @@ cdef double softmax_block(const Job* job, Py_ssize_t block, real* scratch) noexc
         if t != NULL or job.smooth != 0:
             for c in range(C):
                 w_c = 1 if w == NULL else w[c]
-                lanes_dot(x + c * stride, at(t, c * t_stride), n, m,
+                lanes_dot(x + c * stride, at_offset(t, c * t_stride), n, m,
                           job.keep * w_c if t != NULL else 0, job.smooth * w_c, mass, dot)
         if job.labels != NULL:
             for j in range(n):
@@ -472,7 +466,7 @@ cdef double softmax_block(const Job* job, Py_ssize_t block, real* scratch) noexc
             w_c = 1 if w == NULL else w[c]
             a = <real> (job.keep * w_c / job.divisor)
             b = <real> (job.smooth * w_c / job.divisor)
-        softmax_output(source, at(t, c * t_stride), NULL, target, n, factor, power, a, b, 1)
+        softmax_output(source, at_offset(t, c * t_stride), NULL, target, n, factor, power, a, b, 1)
         if ignored:
             for j in range(n):
                 if y[j] < 0:

@@ -10,15 +10,11 @@ ctypedef fused real:
 cdef extern from "vector.h" nogil:
     enum: LANES
     enum: STREAM_BYTES
-    enum: ACTIVATION_NONE
     enum: ACTIVATION_RELU
     enum: ACTIVATION_LEAKY_RELU
     enum: BN_MEAN_HI
     enum: BN_MEAN_LO
-    enum: BN_SCALE
     enum: BN_BETA
-    enum: BN_DZ_MEAN
-    enum: BN_SLOPE_X
     enum: BN_ROWS
 
     const char* fastnorm_build_flags()
@@ -37,8 +33,6 @@ cdef extern from "vector.h" nogil:
     double lanes_sum_f64(const double* x, Py_ssize_t n)
     double sum_squares_f32(const float* x, Py_ssize_t n)
     double sum_squares_f64(const double* x, Py_ssize_t n)
-    float exp_f32(float x)
-    double exp_f64(double x)
 
     void bn_stats_columns_f32(const float* x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t n, const float* pivot,
                               float* sum, float* square)
@@ -169,6 +163,13 @@ cdef inline void* data(object a) noexcept:
 cdef inline bint is_float32(object a) noexcept:
     """Whether an array of float32 or float64 is one of float32."""
     return cnp.PyArray_TYPE(<cnp.ndarray> a) == cnp.NPY_FLOAT32
+
+
+cdef inline const real* at_offset(const real* a, Py_ssize_t i) noexcept nogil:
+    """&a[i] of an array that may be absent."""
+    if a == NULL:
+        return NULL
+    return a + i
 
 
 cdef inline double lanes_sum(const real* x, Py_ssize_t n) noexcept nogil:
