@@ -5,8 +5,7 @@
 
 /* -- statistics -- */
 
-/* sum[j] += x - pivot and square[j] += (x - pivot)**2 for `rows` rows of n columns, a row every `stride` values. A constant
-   number of rows at a time: the sums are loaded and stored once for them. */
+/* sum[j] += x - pivot and square[j] += (x - pivot)**2 for `rows`, a constant, rows of n columns, one every `stride` values. */
 FASTNORM_INLINE void FN(bn_stats_loop)(const real *x, int rows, ptrdiff_t stride, ptrdiff_t n, const real *pivot, int step,
                                        real *sum, real *square) {
     SIMD
@@ -22,23 +21,90 @@ FASTNORM_INLINE void FN(bn_stats_loop)(const real *x, int rows, ptrdiff_t stride
     }
 }
 
+/* -- reading from a cache line's begin --
+
+   NumPy's large arrays begin 16 bytes after one, and a vector that spans two lines costs up to half of the speed of memory
+   (61 against 85 GB/s backward on two cores). So loops over long contiguous memory begin with the first whole line. What
+   is added to which partial sum, and in what order, stays the same: sums are rotated before and rotated back after. */
+
+/* How many values lie before the first line that begins at x or later. */
+FASTNORM_INLINE ptrdiff_t FN(before_line)(const real *x) {
+    return (ptrdiff_t)(((0 - (uintptr_t)x) & 63) / sizeof(real));
+}
+
+/* x[i] = x[(i + h) % n] for h values of a line at most, and back. */
+static void FN(rotate)(real *x, ptrdiff_t n, ptrdiff_t h) {
+    real first[64 / sizeof(real)];
+    memcpy(first, x, (size_t)h * sizeof(real));
+    memmove(x, x + h, (size_t)(n - h) * sizeof(real));
+    memcpy(x + n - h, first, (size_t)h * sizeof(real));
+}
+static void FN(rotate_back)(real *x, ptrdiff_t n, ptrdiff_t h) {
+    real last[64 / sizeof(real)];
+    memcpy(last, x + n - h, (size_t)h * sizeof(real));
+    memmove(x + h, x, (size_t)(n - h) * sizeof(real));
+    memcpy(x, last, (size_t)h * sizeof(real));
+}
+
+/* to[i] = from[(i + h) % LANES], h from 0 to LANES: the same, and back, for partial sums of runs. */
+FASTNORM_INLINE void FN(rotate_lanes)(const real *from, ptrdiff_t h, real *to) {
+    if (h % LANES == 0) {
+        memcpy(to, from, LANES * sizeof(real));
+    } else {
+        real twice[2 * LANES];
+        memcpy(twice, from, LANES * sizeof(real));
+        memcpy(twice + LANES, from, LANES * sizeof(real));
+        memcpy(to, twice + h, LANES * sizeof(real));
+    }
+}
+
+#ifndef FASTNORM_DOUBLE
+enum {
+    RUN_ALIGNED = 2048, /* a run from which that pays */
+    /* Rows taken at once, so that sums and parameters are loaded and stored once for them. More lines 4 KB apart than
+       these, of x and dy together, do not fit one set of the first-level cache. */
+    STATS_ROWS = 8,
+    REDUCE_ROWS = 4
+};
+#endif
+
+FASTNORM_INLINE void FN(bn_stats_rows)(const real *restrict x, ptrdiff_t rows, ptrdiff_t stride, ptrdiff_t n,
+                                       const real *restrict pivot, real *restrict sum, real *restrict square) {
+    const int at_once = STATS_ROWS;
+    ptrdiff_t r = 0;
+    for (; r + at_once <= rows; r += at_once) FN(bn_stats_loop)(x + r * stride, at_once, stride, n, pivot, 1, sum, square);
+    for (; r < rows; r++) FN(bn_stats_loop)(x + r * stride, 1, stride, n, pivot, 1, sum, square);
+}
+
+/* Where rows follow one another, `pivot` repeats a line's values behind the last column. */
 static void FN(bn_stats_columns)(const real *restrict x, ptrdiff_t rows, ptrdiff_t stride, ptrdiff_t n,
                                  const real *restrict pivot, real *restrict sum, real *restrict square) {
-    ptrdiff_t r = 0;
-    for (; r + 4 <= rows; r += 4) FN(bn_stats_loop)(x + r * stride, 4, stride, n, pivot, 1, sum, square);
-    for (; r < rows; r++) FN(bn_stats_loop)(x + r * stride, 1, stride, n, pivot, 1, sum, square);
+    const ptrdiff_t h = FN(before_line)(x);
+    if (stride != n || rows < 2 * STATS_ROWS || h == 0 || h > n) {
+        FN(bn_stats_rows)(x, rows, stride, n, pivot, sum, square);
+        return;
+    }
+    FN(bn_stats_loop)(x, 1, 0, h, pivot, 1, sum, square);
+    FN(rotate)(sum, n, h);
+    FN(rotate)(square, n, h);
+    FN(bn_stats_rows)(x + h, rows - 1, n, n, pivot + h, sum, square);
+    FN(bn_stats_loop)(x + h + (rows - 1) * n, 1, 0, n - h, pivot + h, 1, sum, square);
+    FN(rotate_back)(sum, n, h);
+    FN(rotate_back)(square, n, h);
 }
 
 /* The same over one channel's run, onto LANES partial sums. */
 static void FN(bn_stats_run)(const real *restrict x, ptrdiff_t n, real pivot, real *restrict sum, real *restrict square) {
+    const ptrdiff_t h = n < RUN_ALIGNED ? 0 : FN(before_line)(x);
     real s[LANES], q[LANES];
-    memcpy(s, sum, sizeof s);
-    memcpy(q, square, sizeof q);
-    ptrdiff_t i = 0;
+    FN(bn_stats_loop)(x, 1, 0, h, &pivot, 0, sum, square);
+    FN(rotate_lanes)(sum, h, s);
+    FN(rotate_lanes)(square, h, q);
+    ptrdiff_t i = h;
     for (; i + LANES <= n; i += LANES) FN(bn_stats_loop)(x + i, 1, 0, LANES, &pivot, 0, s, q);
     FN(bn_stats_loop)(x + i, 1, 0, n - i, &pivot, 0, s, q);
-    memcpy(sum, s, sizeof s);
-    memcpy(square, q, sizeof q);
+    FN(rotate_lanes)(s, LANES - h, sum);
+    FN(rotate_lanes)(q, LANES - h, square);
 }
 
 /* Of each of n columns, the one of its first values that lies nearest to their mean; 0 where that is not finite. A value
@@ -72,13 +138,23 @@ static void FN(bn_spread)(real value, ptrdiff_t inner, real *restrict out) {
     }
 }
 
-/* Each channel's sum over its columns, in double. */
-static void FN(bn_channel_sums)(const real *restrict columns, ptrdiff_t channels, ptrdiff_t inner, double *restrict out) {
+/* Each channel's sum over its columns in `fold` rows of them, in double. */
+static void FN(bn_channel_sums)(const real *restrict columns, ptrdiff_t fold, ptrdiff_t channels, ptrdiff_t inner,
+                                double *restrict out) {
     if (inner == 1) {
         SIMD
         for (ptrdiff_t k = 0; k < channels; k++) out[k] = columns[k];
     } else {
         for (ptrdiff_t k = 0; k < channels; k++) out[k] = FN(lanes_sum)(columns + k * inner, inner);
+    }
+    for (ptrdiff_t f = 1; f < fold; f++) {
+        columns += channels * inner;
+        if (inner == 1) {
+            SIMD
+            for (ptrdiff_t k = 0; k < channels; k++) out[k] += columns[k];
+        } else {
+            for (ptrdiff_t k = 0; k < channels; k++) out[k] += FN(lanes_sum)(columns + k * inner, inner);
+        }
     }
 }
 
@@ -106,10 +182,9 @@ static int bn_any_far(double n, const double *restrict sum, const double *restri
 static void FN(bn_merge_chunk)(double count, double n, const real *restrict pivot, ptrdiff_t inner,
                                const double *restrict sum, const double *restrict square, ptrdiff_t channels,
                                double *restrict mean, double *restrict m2) {
-    const double each = 1 / n;
     SIMD
     for (ptrdiff_t k = 0; k < channels; k++) {
-        const double mean_d = sum[k] * each, deviations = square[k] - sum[k] * mean_d;
+        const double mean_d = sum[k] / n, deviations = square[k] - sum[k] * mean_d;
         const double mean_n = pivot[k * inner] + mean_d, m2_n = deviations < 0 ? 0 : deviations;
         if (count == 0)
             mean[k] = mean_n, m2[k] = m2_n;
@@ -127,6 +202,23 @@ static int FN(bn_in_range)(const double *restrict sum, const double *restrict sq
             all &= ((square[k] >= 1e-30) & (square[k] <= 3.4028234663852886e38)) | ((square[k] == 0) & (sum[k] == 0));
     return all;
 }
+
+#ifndef FASTNORM_DOUBLE
+/* Add n sums of dz and of dz * (x - mean) to those before. Returns 0, with nothing added, unless all are finite. */
+static int bn_add_finite(const double *restrict a, const double *restrict b, ptrdiff_t n, double *restrict sum,
+                         double *restrict product) {
+    double zero = 0;
+    _Pragma("omp simd reduction(+ : zero)")
+    for (ptrdiff_t k = 0; k < n; k++) zero += (a[k] - a[k]) + (b[k] - b[k]);
+    if (zero != 0) return 0;
+    SIMD
+    for (ptrdiff_t k = 0; k < n; k++) {
+        sum[k] += a[k];
+        product[k] += b[k];
+    }
+    return 1;
+}
+#endif
 
 /* Sum of n squared deviations from the mean, in double. */
 static double FN(bn_square_sum)(const real *restrict x, ptrdiff_t n, double mean) {
@@ -292,13 +384,34 @@ static void FN(bn_gradient)(const real *dy, const real *x, const real *residual,
 FASTNORM_INLINE void FN(bn_reduce_rows)(const real *dy, const real *x, const real *residual, ptrdiff_t rows,
                                         ptrdiff_t stride, ptrdiff_t n, const real *p, ptrdiff_t ld, real slope,
                                         int activation, int with_residual, real *sum, real *product) {
+    const int at_once = REDUCE_ROWS;
     ptrdiff_t r = 0;
-    for (; r + 2 <= rows; r += 2)
-        FN(bn_reduce_loop)(dy + r * stride, x + r * stride, with_residual ? residual + r * stride : NULL, 2, stride, n, p,
-                           ld, 1, slope, activation, with_residual, sum, product);
-    if (r < rows)
+    for (; r + at_once <= rows; r += at_once)
+        FN(bn_reduce_loop)(dy + r * stride, x + r * stride, with_residual ? residual + r * stride : NULL, at_once, stride,
+                           n, p, ld, 1, slope, activation, with_residual, sum, product);
+    for (; r < rows; r++)
         FN(bn_reduce_loop)(dy + r * stride, x + r * stride, with_residual ? residual + r * stride : NULL, 1, stride, n, p,
                            ld, 1, slope, activation, with_residual, sum, product);
+}
+
+/* Where rows follow one another, each row of the table repeats a line's values behind the last column. */
+FASTNORM_INLINE void FN(bn_reduce_columns_loop)(const real *dy, const real *x, const real *residual, ptrdiff_t rows,
+                                                ptrdiff_t stride, ptrdiff_t n, const real *p, ptrdiff_t ld, real slope,
+                                                int activation, int with_residual, real *sum, real *product) {
+    const ptrdiff_t h = FN(before_line)(x), last = h + (rows - 1) * n;
+    if (stride != n || rows < 2 * REDUCE_ROWS || h == 0 || h > n) {
+        FN(bn_reduce_rows)(dy, x, residual, rows, stride, n, p, ld, slope, activation, with_residual, sum, product);
+        return;
+    }
+    FN(bn_reduce_loop)(dy, x, residual, 1, 0, h, p, ld, 1, slope, activation, with_residual, sum, product);
+    FN(rotate)(sum, n, h);
+    FN(rotate)(product, n, h);
+    FN(bn_reduce_rows)(dy + h, x + h, with_residual ? residual + h : NULL, rows - 1, n, n, p + h, ld, slope, activation,
+                       with_residual, sum, product);
+    FN(bn_reduce_loop)(dy + last, x + last, with_residual ? residual + last : NULL, 1, 0, n - h, p + h, ld, 1, slope,
+                       activation, with_residual, sum, product);
+    FN(rotate_back)(sum, n, h);
+    FN(rotate_back)(product, n, h);
 }
 
 /* apply and gradient for whole channels of `inner` values each, side by side: IN x and dy, OUT buffers that nothing else
@@ -359,7 +472,7 @@ static void FN(bn_gradient_channels)(const real *dy, const real *x, const real *
 static void FN(bn_reduce_columns)(const real *dy, const real *x, const real *residual, ptrdiff_t rows, ptrdiff_t stride,
                                   ptrdiff_t n, const real *p, ptrdiff_t ld, real slope, int activation,
                                   real *restrict sum, real *restrict product) {
-#define EACH(A, R) FN(bn_reduce_rows)(dy, x, residual, rows, stride, n, p, ld, slope, A, R, sum, product)
+#define EACH(A, R) FN(bn_reduce_columns_loop)(dy, x, residual, rows, stride, n, p, ld, slope, A, R, sum, product)
     BN_DISPATCH(EACH)
 #undef EACH
 }
@@ -367,17 +480,19 @@ static void FN(bn_reduce_columns)(const real *dy, const real *x, const real *res
 FASTNORM_INLINE void FN(bn_reduce_run_loop)(const real *dy, const real *x, const real *residual, ptrdiff_t n,
                                             const real *restrict p, ptrdiff_t ld, real slope, int activation,
                                             int with_residual, real *restrict sum, real *restrict product) {
+    const ptrdiff_t h = n < RUN_ALIGNED ? 0 : FN(before_line)(x);
     real s[LANES], q[LANES];
-    memcpy(s, sum, sizeof s);
-    memcpy(q, product, sizeof q);
-    ptrdiff_t i = 0;
+    FN(bn_reduce_loop)(dy, x, residual, 1, 0, h, p, ld, 0, slope, activation, with_residual, sum, product);
+    FN(rotate_lanes)(sum, h, s);
+    FN(rotate_lanes)(product, h, q);
+    ptrdiff_t i = h;
     for (; i + LANES <= n; i += LANES)
         FN(bn_reduce_loop)(dy + i, x + i, with_residual ? residual + i : NULL, 1, 0, LANES, p, ld, 0, slope,
                            activation, with_residual, s, q);
     FN(bn_reduce_loop)(dy + i, x + i, with_residual ? residual + i : NULL, 1, 0, n - i, p, ld, 0, slope, activation,
                        with_residual, s, q);
-    memcpy(sum, s, sizeof s);
-    memcpy(product, q, sizeof q);
+    FN(rotate_lanes)(s, LANES - h, sum);
+    FN(rotate_lanes)(q, LANES - h, product);
 }
 
 /* The same over one channel's run, onto LANES partial sums. */

@@ -16,7 +16,8 @@ The twin is `fastnorm/reference/norm.py`.
 #   threads.
 # - Two inner loops. Runs: one channel's `inner` values are contiguous and long. Columns: `inner` is 1 (channels last)
 #   or short (7x7), and a tile is a matrix with one row an outer index and one column a (channel, position): whole rows
-#   of neighboring channels make long vectors without tails, and the parameter table has an entry for each column.
+#   of neighboring channels make long vectors without tails, and the parameter table has an entry for each column. Where
+#   whole rows are short (64 channels last), several that follow one another are taken as one, and the table is repeated.
 # - Statistics of a chunk are sums of d = x - pivot and d*d over at most 64 values a partial sum, merged in double by
 #   Chan, Golub & LeVeque (1979). The pivot is one of a few samples; where it turns out more than two standard
 #   deviations off, the chunk, still in cache, is summed again around its own mean: one pass over memory, two-pass
@@ -27,15 +28,16 @@ The twin is `fastnorm/reference/norm.py`.
 # - Outputs of short runs are computed channel by channel in whole vectors into a buffer, each channel's surplus being
 #   overwritten by the next: no tails, no wide table, and memory is walked in its own order. Only runs below SHORT use
 #   the table of columns.
-# - Streaming stores go through a small buffer in L1 (`stream_copy`), so that the loops need no second version.
+# - Streaming stores go through a small buffer in L1 (`Writer`), so that the loops need no second version and memory is
+#   written in whole lines. A larger one shares more of its addresses' low bits with what is read: 1.1 ms against 1.4.
 
 from cython.parallel cimport parallel, prange, threadid
 from libc.math cimport NAN, fabs, isfinite, isnan
 from libc.string cimport memcpy, memset
 
 from .vector cimport (
-    BN_BETA, BN_MEAN_HI, BN_MEAN_LO, BN_ROWS, LANES, SPREAD, STREAM_BYTES, Team, at_offset, bn_any_far, bn_apply,
-    bn_apply_channels, bn_channel_sums, bn_finish_reduction, bn_gradient, bn_gradient_channels, bn_in_range,
+    BN_BETA, BN_MEAN_HI, BN_MEAN_LO, BN_ROWS, LANES, SPREAD, STATS_ROWS, STREAM_BYTES, Team, at_offset,
+    bn_add_finite, bn_any_far, bn_apply, bn_apply_channels, bn_channel_sums, bn_finish_reduction, bn_gradient, bn_gradient_channels, bn_in_range,
     bn_merge, bn_merge_chunk, bn_parameters, bn_reduce_columns, bn_reduce_run, bn_spread, bn_square_sum,
     bn_stats_columns, bn_stats_run, bn_typical, bn_update_running, bn_wide_moments, data, fastnorm_build_flags,
     is_float32, lanes_sum, real, scratch_alloc, scratch_free, stream_copy, stream_fence, team_close, team_mark,
@@ -46,12 +48,15 @@ cdef enum:
     RUN_MIN = 256              # an inner extent from which one channel's run is vectorized by itself
     SHORT = 16                 # an inner extent from which outputs are computed channel by channel, without a table
     WIDTH = 2048               # columns of a tile at most: the parameter table and the sums of a tile stay in L1 and L2
+    FOLD = 256                # columns that several short rows are taken together to make
     WIDTH_MIN = 64             # columns of a tile at least: 256 contiguous bytes
     CHUNK_ROWS = 64            # columns: rows that one float partial sum takes before it is merged in double
     CHUNK = 64 * 64            # runs: the same for LANES partial sums
     SAMPLES = 8                # values that the first pivot is chosen from
-    PIECE = 1024               # values that one streaming buffer holds
-    CACHE = 1024 * 1024        # bytes of a tile that is read twice and should be found in L2 the second time
+    PIECE = 1024               # values that are computed into a buffer at once,
+    STREAM_PIECE = 256         # and where the buffer is streamed
+    CACHE = 1024 * 1024        # bytes of a tile that is read twice and should be found in L2 the second time: at most,
+    CACHE_WANTED = 640 * 1024  # and where narrower tiles can be had; 1.5 ms against 1.9 backward at (128,256,14,14)
     WAYS = 12                  # lines of one set of L2 that a tile may take: of 16, or of 8 in a cache twice as large
     WAY_BYTES = 64 * 1024      # bytes of one way of L2: 1 MB in 16 ways
     BLOCK = 256 * 1024         # bytes of a block where a tile's samples are cut
@@ -66,7 +71,9 @@ cdef struct Job:
     bint columns                     # which of the two inner loops
     Py_ssize_t tile, tiles           # channels of a tile; tiles
     Py_ssize_t units, blocks         # what is cut into blocks: rows (columns) or samples of a channel (runs); blocks
-    Py_ssize_t width                 # columns of a tile
+    bint contiguous                  # columns: the rows of a tile follow one another
+    Py_ssize_t fold                  # rows of a tile that are taken as one
+    Py_ssize_t width                 # columns of a tile's tables, of all rows that are taken as one
     const void* x                    # IN   (outer, C, inner)
     const void* dy                   # IN   (outer, C, inner), backward
     const void* residual             # IN   (outer, C, inner) or NULL
@@ -126,7 +133,7 @@ cdef void plan(Job* job, Py_ssize_t itemsize, Py_ssize_t arrays, bint statistics
     job.units = job.outer if job.columns else job.outer * job.inner
     job.tile, job.blocks = widest, 1
     if statistics:
-        tile = max(narrowest, min(widest, CACHE // max(1, channel_bytes), ceil_div(job.channels, TILES)))
+        tile = max(narrowest, min(widest, CACHE_WANTED // max(1, channel_bytes), ceil_div(job.channels, TILES)))
         if channel_bytes * job.channels > BLOCK:
             job.tile = tile
             # A tile that the cache does not hold, or too few tiles to share out: cut the samples.
@@ -141,11 +148,19 @@ cdef void plan(Job* job, Py_ssize_t itemsize, Py_ssize_t arrays, bint statistics
         cut_samples(job, widest, itemsize)
     job.blocks = max(1, job.blocks)
     job.tiles = ceil_div(job.channels, job.tile)
-    job.width = job.tile * job.inner if job.columns and (statistics or job.inner < SHORT) else LANES
+    job.contiguous = job.columns and job.tile == job.channels
+    job.fold = 1
+    if job.contiguous:
+        while (2 * job.fold * job.channels * job.inner <= FOLD
+               and 2 * job.fold * STATS_ROWS * job.blocks <= job.outer):
+            job.fold *= 2
+    job.width = LANES
+    if job.columns and (statistics or job.inner < SHORT):
+        job.width = job.tile * job.inner * job.fold + (STREAM_PIECE if job.contiguous and job.stream else 0)
     job.partials = 2 * job.channels * (job.blocks if statistics else 1)
-    # Of one thread, in whole cache lines: the table's rows, two rows of sums, streaming buffers for two outputs; two
-    # sums a channel in double.
-    job.scratch_bytes = ((BN_ROWS + 2) * padded(job.width) + 2 * max(padded(job.width), PIECE)) * itemsize
+    # Of one thread, in whole cache lines: the table's rows, two rows of sums, buffers for two outputs; two sums a channel
+    # in double.
+    job.scratch_bytes = ((BN_ROWS + 2) * padded(job.width) + 2 * padded(PIECE + SPREAD)) * itemsize
     job.scratch_bytes = (job.scratch_bytes + 2 * job.tile * sizeof(double) + 127) // 64 * 64
 
 
@@ -223,6 +238,15 @@ cdef inline real typical(const real* x, const Py_ssize_t* offsets, int n) noexce
     return best if isfinite(mean) else 0
 
 
+cdef inline void repeat(real* row, Py_ssize_t n, Py_ssize_t total) noexcept nogil:
+    """Repeat the first n columns until there are `total`."""
+    cdef Py_ssize_t m
+    while n < total:
+        m = min(n, total - n)
+        memcpy(row + n, row, m * sizeof(real))
+        n += m
+
+
 cdef inline void first_pivot(const real* x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t channels, Py_ssize_t inner,
                              real* pivot, double* work) noexcept nogil:
     """A value near each channel's mean."""
@@ -238,26 +262,31 @@ cdef inline void first_pivot(const real* x, Py_ssize_t rows, Py_ssize_t stride, 
             bn_spread(typical(x + k * inner, offsets, n), inner, pivot + k * inner)
 
 
-cdef void stats_of_columns(const real* x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t channels, Py_ssize_t inner,
-                           double* mean, double* m2, real* scratch) noexcept nogil:
-    """Mean and M2 of each channel over `rows` rows."""
-    cdef Py_ssize_t width = channels * inner, chunk, start, n_rows, k, j, attempt
+cdef void stats_of_columns(const real* x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t fold, Py_ssize_t channels,
+                           Py_ssize_t inner, double* mean, double* m2, real* scratch) noexcept nogil:
+    """Mean and M2 of each channel over `rows` rows, of which `fold` are taken as one."""
+    cdef Py_ssize_t width = channels * inner, ld = padded(fold * width), chunk, start, n_rows, k, j, attempt, whole
+    cdef const real *first
     cdef real *pivot = scratch
-    cdef real *sum = pivot + padded(width)
-    cdef real *square = sum + padded(width)
-    cdef double *sums = <double*> (square + padded(width))
+    cdef real *sum = pivot + ld
+    cdef real *square = sum + ld
+    cdef double *sums = <double*> (square + ld)
     cdef double *squares = sums + channels
     cdef double n, better
     first_pivot(x, rows, stride, channels, inner, pivot, sums)
-    for chunk in range(ceil_div(rows, CHUNK_ROWS)):
-        start = chunk * CHUNK_ROWS
-        n_rows = min(<Py_ssize_t> CHUNK_ROWS, rows - start)
+    repeat(pivot, width, ld)
+    for chunk in range(ceil_div(rows, CHUNK_ROWS * fold)):
+        start = chunk * CHUNK_ROWS * fold
+        first = x + start * stride
+        n_rows = min(CHUNK_ROWS * fold, rows - start)
+        whole = n_rows // fold
         n = <double> (n_rows * inner)
         for attempt in range(2):
-            memset(sum, 0, 2 * padded(width) * sizeof(real))
-            bn_stats_columns(x + start * stride, n_rows, stride, width, pivot, sum, square)
-            bn_channel_sums(sum, channels, inner, sums)
-            bn_channel_sums(square, channels, inner, squares)
+            memset(sum, 0, 2 * ld * sizeof(real))
+            bn_stats_columns(first, whole, fold * stride, fold * width, pivot, sum, square)
+            bn_stats_columns(first + whole * fold * stride, 1, 0, (n_rows - whole * fold) * width, pivot, sum, square)
+            bn_channel_sums(sum, fold, channels, inner, sums)
+            bn_channel_sums(square, fold, channels, inner, squares)
             if attempt == 1 or not bn_any_far(n, sums, squares, channels):
                 break
             for k in range(channels):
@@ -265,10 +294,11 @@ cdef void stats_of_columns(const real* x, Py_ssize_t rows, Py_ssize_t stride, Py
                 # A vector at a time would write into the next channel's pivot, which is still to be read.
                 for j in range(k * inner, (k + 1) * inner if isfinite(better) else 0):
                     pivot[j] = <real> better
+            repeat(pivot, width, ld)
         if bn_in_range(sums, squares, channels, sum):
             bn_merge_chunk(<double> (start * inner), n, pivot, inner, sums, squares, channels, mean, m2)
         else:
-            bn_wide_moments(x + start * stride, n_rows, stride, channels, inner, sums, squares)
+            bn_wide_moments(first, n_rows, stride, channels, inner, sums, squares)
             for k in range(channels):
                 merge_moments(<double> (start * inner), n, sums[k], squares[k], &mean[k], &m2[k])
 
@@ -343,7 +373,7 @@ cdef void stats_item(const Job* job, Py_ssize_t t, Py_ssize_t b, real* scratch) 
     cdef double *m2 = mean + job.channels
     cdef const real *x = <const real*> job.x + c0 * job.inner
     if job.columns:
-        stats_of_columns(x + u0 * stride, u1 - u0, stride, c1 - c0, job.inner, mean + c0, m2 + c0, scratch)
+        stats_of_columns(x + u0 * stride, u1 - u0, stride, job.fold, c1 - c0, job.inner, mean + c0, m2 + c0, scratch)
     else:
         for c in range(c0, c1):
             stats_of_run(x + (c - c0) * job.inner, u0, u1, job.inner, stride, mean + c, m2 + c, scratch)
@@ -391,93 +421,176 @@ cdef const real* spread_table(const Job* job, Py_ssize_t c0, Py_ssize_t c1, int 
                               Py_ssize_t* ld) noexcept nogil:
     """The parameter table of these channels, an entry for each column; returns it and its row length.
 
-    Rows first to end are written; those before are there from the first half of the same tile.
+    Rows first to end are written; those before are there from the first half of the same tile. Where the tile's rows
+    follow one another, the columns repeat until the end of the table's row.
     """
     cdef const real *table = <const real*> job.table
-    cdef Py_ssize_t c
+    cdef Py_ssize_t c, width = (c1 - c0) * job.inner
     cdef int row
-    ld[0] = padded((c1 - c0) * job.inner)
+    ld[0] = padded(job.width)
     for row in range(first, end):
         if job.inner == 1:  # a copy too: there each row begins a cache line
-            memcpy(scratch + row * ld[0], table + row * job.channels + c0, (c1 - c0) * sizeof(real))
-            continue
-        for c in range(c0, c1):
-            bn_spread(table[row * job.channels + c], job.inner, scratch + row * ld[0] + (c - c0) * job.inner)
+            memcpy(scratch + row * ld[0], table + row * job.channels + c0, width * sizeof(real))
+        else:
+            for c in range(c0, c1):
+                bn_spread(table[row * job.channels + c], job.inner, scratch + row * ld[0] + (c - c0) * job.inner)
+        if job.contiguous:
+            repeat(scratch + row * ld[0], width, ld[0])
     return scratch
 
 
-cdef inline Py_ssize_t piece_length(const void* dst, Py_ssize_t left, Py_ssize_t itemsize) noexcept nogil:
-    """Length of the next piece through the streaming buffer: up to a cache line's end, so that lines are whole."""
-    return min(left, PIECE - <Py_ssize_t> (<size_t> dst % 64) // itemsize)
+cdef struct Writer:
+    char* target    # what is streamed next goes here
+    char* buffer
+    Py_ssize_t held # bytes of the buffer that wait for the rest of their line
 
 
-cdef inline void emit(const Job* job, real* target, const real* buffer, Py_ssize_t n) noexcept nogil:
-    """Copy a buffer of results to where they belong, unless they were computed there."""
-    if job.stream:
-        stream_copy(target, buffer, n * sizeof(real))
-    elif target != buffer:
-        memcpy(target, buffer, n * sizeof(real))
+cdef inline void flush(Writer* writer) noexcept nogil:
+    stream_copy(writer.target, writer.buffer, writer.held)
+    writer.target += writer.held
+    writer.held = 0
 
 
-cdef inline void output(const Job* job, Py_ssize_t i, Py_ssize_t n, Py_ssize_t channels, const real* table,
-                        Py_ssize_t ld, int step, real* buffer) noexcept nogil:
-    """y, or dx and dresidual, of n values at i: of `channels` whole channels, or with 0 of a run as `step` says."""
-    cdef bint staged = job.stream or channels > 0
+cdef inline char* writer_at(Writer* writer, void* target) noexcept nogil:
+    """Where to compute what belongs at `target`: behind what is held, if it continues that."""
+    if <char*> target != writer.target + writer.held:
+        flush(writer)
+        writer.target = <char*> target
+    return writer.buffer + writer.held
+
+
+cdef inline void written(Writer* writer, Py_ssize_t n_bytes) noexcept nogil:
+    """So much has been computed there: stream the whole lines."""
+    cdef Py_ssize_t held = writer.held + n_bytes, rest = <Py_ssize_t> (<size_t> (writer.target + held) % 64)
+    if rest > held:
+        rest = held
+    stream_copy(writer.target, writer.buffer, held - rest)
+    writer.target += held - rest
+    writer.held = rest
+    if rest:
+        memcpy(writer.buffer, writer.buffer + held - rest, rest)
+
+
+cdef struct Output:
+    Writer y, dresidual
+    const void* table  # of parameters
+    Py_ssize_t ld      # its row length
+
+
+cdef inline void output(const Job* job, Output* out, Py_ssize_t i, Py_ssize_t n, Py_ssize_t channels, Py_ssize_t column,
+                        int step, real* kind) noexcept nogil:
+    """y, or dx and dresidual, of n values at i: of `channels` whole channels, or with 0 of a run or row as `step` says.
+
+    The first value's parameters are in this column of the table.
+    """
     cdef const real *x = <const real*> job.x + i
     cdef const real *dy = at_offset(<const real*> job.dy, i)
     cdef const real *residual = at_offset(<const real*> job.residual, i)
+    cdef const real *table = <const real*> out.table + column
     cdef real *y = <real*> job.y + i
     cdef real *dresidual = <real*> job.dresidual + i if job.dresidual != NULL else NULL
-    cdef real *y_buffer = buffer if staged else y
-    cdef real *dresidual_buffer = buffer + max(padded(job.width), <Py_ssize_t> PIECE) if staged else dresidual
+    cdef real *y_place = y
+    cdef real *dresidual_place = dresidual
     cdef real slope = <real> job.slope
+    if job.stream:
+        y_place = <real*> writer_at(&out.y, y)
+        if dresidual != NULL:
+            dresidual_place = <real*> writer_at(&out.dresidual, dresidual)
+    elif channels > 0:
+        y_place, dresidual_place = <real*> out.y.buffer, <real*> out.dresidual.buffer
     if dy == NULL:
         if channels > 0:
-            bn_apply_channels(x, residual, y_buffer, channels, job.inner, table, ld, slope, job.activation)
+            bn_apply_channels(x, residual, y_place, channels, job.inner, table, out.ld, slope, job.activation)
         else:
-            bn_apply(x, residual, y_buffer, n, table, ld, step, slope, job.activation)
+            bn_apply(x, residual, y_place, n, table, out.ld, step, slope, job.activation)
     elif channels > 0:
-        bn_gradient_channels(dy, x, residual, y_buffer, dresidual_buffer, channels, job.inner, table, ld, slope,
+        bn_gradient_channels(dy, x, residual, y_place, dresidual_place, channels, job.inner, table, out.ld, slope,
                              job.activation, job.frozen)
     else:
-        bn_gradient(dy, x, residual, y_buffer, dresidual_buffer, n, table, ld, step, slope, job.activation, job.frozen)
-    emit(job, y, y_buffer, n)
-    if dresidual != NULL:
-        emit(job, dresidual, dresidual_buffer, n)
+        bn_gradient(dy, x, residual, y_place, dresidual_place, n, table, out.ld, step, slope, job.activation, job.frozen)
+    if job.stream:
+        written(&out.y, n * sizeof(real))
+        if dresidual != NULL:
+            written(&out.dresidual, n * sizeof(real))
+    elif channels > 0:
+        memcpy(y, y_place, n * sizeof(real))
+        if dresidual != NULL:
+            memcpy(dresidual, dresidual_place, n * sizeof(real))
+
+
+cdef inline Py_ssize_t piece(const Job* job, Py_ssize_t i, Py_ssize_t left, Py_ssize_t most, real* kind) noexcept nogil:
+    """How many of the values left at i are next: up to the end of a cache line, where they are streamed."""
+    if not job.stream:
+        return min(left, most)
+    return min(left, STREAM_PIECE - <Py_ssize_t> (<size_t> (<real*> job.y + i) % 64) // <Py_ssize_t> sizeof(real))
+
+
+cdef void output_rows(const Job* job, Output* out, Py_ssize_t c0, Py_ssize_t width, Py_ssize_t start, Py_ssize_t stop,
+                      real* kind) noexcept nogil:
+    """The columns of rows start to stop, from the table of columns."""
+    cdef Py_ssize_t i, end, column, n, o = start, stride = job.channels * job.inner, rows = 1
+    if job.contiguous:
+        rows = stop - start
+    while o < stop:
+        i, end, column = o * stride + c0 * job.inner, o * stride + c0 * job.inner + rows * width, 0
+        while i < end:
+            n = piece(job, i, end - i, job.fold * width, kind)
+            output(job, out, i, n, 0, column, 1, kind)
+            i += n
+            column = (column + n) % width
+        o += rows
+
+
+cdef void output_channels(const Job* job, Output* out, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t start, Py_ssize_t stop,
+                          real* kind) noexcept nogil:
+    """Channels c0 to c1 of rows start to stop, several at a time."""
+    cdef Py_ssize_t group = max(1, (STREAM_PIECE if job.stream else PIECE) // job.inner), o, c, n
+    for o in range(start, stop):
+        c = c0
+        while c < c1:
+            n = min(group, c1 - c)
+            output(job, out, (o * job.channels + c) * job.inner, n * job.inner, n, c, 0, kind)
+            c += n
+
+
+cdef void output_runs(const Job* job, Output* out, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t start, Py_ssize_t stop,
+                      real* kind) noexcept nogil:
+    """Samples start to stop of channels c0 to c1, in the order of memory: outer by outer, channel by channel."""
+    cdef Py_ssize_t o, at, c, i, n, left
+    for o in range(start // job.inner, ceil_div(stop, job.inner)):
+        at = max(0, start - o * job.inner)
+        for c in range(c0, c1):
+            i = (o * job.channels + c) * job.inner + at
+            left = min(job.inner, stop - o * job.inner) - at
+            while left > 0:
+                n = piece(job, i, left, left, kind)
+                output(job, out, i, n, 0, c, 0, kind)
+                i += n
+                left -= n
 
 
 cdef void output_item(const Job* job, Py_ssize_t t, Py_ssize_t b, real* scratch) noexcept nogil:
-    """Second half: the output of tile t, block b, in the order of memory: outer by outer, channel by channel."""
-    cdef Py_ssize_t c0 = t * job.tile, c1 = min(job.channels, c0 + job.tile), c, o, at, i, n, left, ld = job.channels
-    cdef Py_ssize_t u0 = first_unit(job, b), u1 = first_unit(job, b + 1), stride = job.channels * job.inner
-    cdef Py_ssize_t group = max(1, PIECE // job.inner)
-    cdef const real *table = <const real*> job.table
-    cdef real *buffer = scratch + (BN_ROWS + 2) * padded(job.width)
-    cdef int rows = BN_BETA + 1 if job.dy == NULL else BN_ROWS
+    """Second half: the output of tile t, block b."""
+    cdef Py_ssize_t c0 = t * job.tile, c1 = min(job.channels, c0 + job.tile)
+    cdef Py_ssize_t u0 = first_unit(job, b), u1 = first_unit(job, b + 1)
+    cdef Output out
+    cdef real *buffers = scratch + (BN_ROWS + 2) * padded(job.width)
+    out.y.target = out.dresidual.target = NULL
+    out.y.held = out.dresidual.held = 0
+    out.y.buffer, out.dresidual.buffer = <char*> buffers, <char*> (buffers + padded(PIECE + SPREAD))
+    out.table, out.ld = job.table, job.channels
     if job.inner < SHORT:
         # The backward's first half has left the first rows of the same tile.
-        table = spread_table(job, c0, c1, BN_BETA + 1 if job.dy != NULL and job.blocks == 1 else 0, rows, scratch, &ld)
-        for o in range(u0, u1):
-            output(job, o * stride + c0 * job.inner, (c1 - c0) * job.inner, 0, table, ld, 1, buffer)
+        out.table = spread_table(job, c0, c1, BN_BETA + 1 if job.dy != NULL and job.blocks == 1 else 0,
+                                 BN_BETA + 1 if job.dy == NULL else BN_ROWS, scratch, &out.ld)
+        output_rows(job, &out, c0, (c1 - c0) * job.inner, u0, u1, scratch)
     elif job.columns:
-        for o in range(u0, u1):
-            c = c0
-            while c < c1:
-                n = min(group, c1 - c)
-                output(job, o * stride + c * job.inner, n * job.inner, n, table + c, ld, 0, buffer)
-                c += n
+        output_channels(job, &out, c0, c1, u0, u1, scratch)
     else:
-        for o in range(u0 // job.inner, ceil_div(u1, job.inner)):
-            at = max(0, u0 - o * job.inner)
-            for c in range(c0, c1):
-                i = o * stride + c * job.inner + at
-                left = min(job.inner, u1 - o * job.inner) - at
-                while left > 0:
-                    n = piece_length(<real*> job.y + i, left, sizeof(real)) if job.stream else left
-                    output(job, i, n, 0, table + c, ld, 0, buffer)
-                    i += n
-                    left -= n
+        output_runs(job, &out, c0, c1, u0, u1, scratch)
     if job.stream:
+        flush(&out.y)
+        flush(&out.dresidual)
         stream_fence()
 
 
@@ -511,7 +624,7 @@ cdef void add_reduction(const Job* job, Py_ssize_t c, Py_ssize_t start, Py_ssize
 cdef void reduce_item(const Job* job, Py_ssize_t t, Py_ssize_t b, real* scratch) noexcept nogil:
     """First half of the backward: sums of dz and of dz * (x - mean) of tile t over block b."""
     cdef Py_ssize_t c0 = t * job.tile, c1 = min(job.channels, c0 + job.tile), c, k, o, at, i, n, ld, width
-    cdef Py_ssize_t chunk, start, stop, begin
+    cdef Py_ssize_t start, stop, begin
     cdef Py_ssize_t u0 = first_unit(job, b), u1 = first_unit(job, b + 1), stride = job.channels * job.inner
     cdef double *sum = job.partial + 2 * b * job.channels
     cdef double *product = sum + job.channels
@@ -529,17 +642,24 @@ cdef void reduce_item(const Job* job, Py_ssize_t t, Py_ssize_t b, real* scratch)
     if job.columns:
         table = spread_table(job, c0, c1, 0, BN_BETA + 1, scratch, &ld)
         width = (c1 - c0) * job.inner
-        for chunk in range(ceil_div(u1 - u0, CHUNK_ROWS)):
-            start = u0 + chunk * CHUNK_ROWS
-            i = start * stride + c0 * job.inner
+        start = u0
+        while start < u1:
+            stop = min(start + CHUNK_ROWS * job.fold, u1)
             memset(lanes, 0, 2 * padded(job.width) * sizeof(real))
-            bn_reduce_columns(dy + i, x + i, at_offset(residual, i), min(<Py_ssize_t> CHUNK_ROWS, u1 - start), stride,
-                              width, table, ld, slope, job.activation, lanes, products_of_columns)
-            bn_channel_sums(lanes, c1 - c0, job.inner, sums)
-            bn_channel_sums(products_of_columns, c1 - c0, job.inner, products)
-            for k in range(c1 - c0):
-                add_reduction(job, c0 + k, start * job.inner, min(start + CHUNK_ROWS, u1) * job.inner, sums[k],
-                              products[k], lanes, sum, product)
+            n = (stop - start) // job.fold
+            i = start * stride + c0 * job.inner
+            bn_reduce_columns(dy + i, x + i, at_offset(residual, i), n, job.fold * stride, job.fold * width, table, ld,
+                              slope, job.activation, lanes, products_of_columns)
+            i += n * job.fold * stride
+            bn_reduce_columns(dy + i, x + i, at_offset(residual, i), 1, 0, (stop - start - n * job.fold) * width, table,
+                              ld, slope, job.activation, lanes, products_of_columns)
+            bn_channel_sums(lanes, job.fold, c1 - c0, job.inner, sums)
+            bn_channel_sums(products_of_columns, job.fold, c1 - c0, job.inner, products)
+            if not bn_add_finite(sums, products, c1 - c0, sum + c0, product + c0):
+                for k in range(c1 - c0):
+                    add_reduction(job, c0 + k, start * job.inner, stop * job.inner, sums[k], products[k], lanes, sum,
+                                  product)
+            start = stop
         return
     table, ld = <const real*> job.table, job.channels
     for c in range(c0, c1):
@@ -646,8 +766,8 @@ cdef void run_one_half(const Job* job, Team* team, bint second, real* kind) noex
 
 cdef void given_statistics(const Job* job, real* kind) noexcept nogil:
     """The parameter table from the running statistics."""
-    bn_channel_sums(<const real*> job.running_mean, job.channels, 1, job.partial)  # to double
-    bn_channel_sums(<const real*> job.running_var, job.channels, 1, job.partial + job.channels)
+    bn_channel_sums(<const real*> job.running_mean, 1, job.channels, 1, job.partial)  # to double
+    bn_channel_sums(<const real*> job.running_var, 1, job.channels, 1, job.partial + job.channels)
     set_parameters(job, 0, job.channels, job.partial, job.partial + job.channels, kind)
 
 

@@ -41,8 +41,10 @@ cdef extern from "vector.h" nogil:
     void bn_typical_f32(const float* x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t n, float* pivot, double* mean)
     void bn_typical_f64(const double* x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t n, double* pivot,
                         double* mean)
-    void bn_channel_sums_f32(const float* columns, Py_ssize_t channels, Py_ssize_t inner, double* out)
-    void bn_channel_sums_f64(const double* columns, Py_ssize_t channels, Py_ssize_t inner, double* out)
+    void bn_channel_sums_f32(const float* columns, Py_ssize_t fold, Py_ssize_t channels, Py_ssize_t inner,
+                             double* out)
+    void bn_channel_sums_f64(const double* columns, Py_ssize_t fold, Py_ssize_t channels, Py_ssize_t inner,
+                             double* out)
     void bn_merge_chunk_f32(double count, double n, const float* pivot, Py_ssize_t inner, const double* sum,
                             const double* square, Py_ssize_t channels, double* mean, double* m2)
     void bn_merge_chunk_f64(double count, double n, const double* pivot, Py_ssize_t inner, const double* sum,
@@ -63,6 +65,7 @@ cdef extern from "vector.h" nogil:
     void bn_gradient_channels_f64(const double* dy, const double* x, const double* residual, double* dx,
                                   double* dresidual, Py_ssize_t channels, Py_ssize_t inner, const double* p,
                                   Py_ssize_t ld, double slope, int activation, bint frozen)
+    enum: STATS_ROWS
     enum: SPREAD
     void bn_spread_f32(float value, Py_ssize_t inner, float* out)
     void bn_spread_f64(double value, Py_ssize_t inner, double* out)
@@ -87,6 +90,7 @@ cdef extern from "vector.h" nogil:
                                Py_ssize_t stride, Py_ssize_t n, const double* p, Py_ssize_t ld, double slope,
                                int activation, double* sum, double* product)
     void bn_merge(double count, double n, double mean_n, double m2_n, double* mean, double* m2)
+    bint bn_add_finite(const double* a, const double* b, Py_ssize_t n, double* sum, double* product)
     bint bn_any_far(double n, const double* sum, const double* square, Py_ssize_t channels)
     void bn_stats_run_f32(const float* x, Py_ssize_t n, float pivot, float* sum, float* square)
     void bn_stats_run_f64(const double* x, Py_ssize_t n, double pivot, double* sum, double* square)
@@ -195,12 +199,12 @@ cdef inline void bn_typical(const real* x, Py_ssize_t rows, Py_ssize_t stride, P
         bn_typical_f64(x, rows, stride, n, pivot, mean)
 
 
-cdef inline void bn_channel_sums(const real* columns, Py_ssize_t channels, Py_ssize_t inner,
+cdef inline void bn_channel_sums(const real* columns, Py_ssize_t fold, Py_ssize_t channels, Py_ssize_t inner,
                                  double* out) noexcept nogil:
     if real is float:
-        bn_channel_sums_f32(columns, channels, inner, out)
+        bn_channel_sums_f32(columns, fold, channels, inner, out)
     else:
-        bn_channel_sums_f64(columns, channels, inner, out)
+        bn_channel_sums_f64(columns, fold, channels, inner, out)
 
 
 cdef inline void bn_merge_chunk(double count, double n, const real* pivot, Py_ssize_t inner, const double* sum,
