@@ -29,7 +29,8 @@ The twin is `fastnorm/reference/norm.py`.
 #   overwritten by the next: no tails, no wide table, and memory is walked in its own order. Only runs below SHORT use
 #   the table of columns.
 # - Streaming stores go through a small buffer in L1 (`Writer`), so that the loops need no second version and memory is
-#   written in whole lines. A larger one shares more of its addresses' low bits with what is read: 1.1 ms against 1.4.
+#   written in whole lines. Runs and rows use a short one: with 1,024 values the table and the buffer crowd each other out
+#   of L1, 11 ms against 7.5 at (100352,512). Channel by channel there is no table, and longer pieces pay.
 
 from cython.parallel cimport parallel, prange, threadid
 from libc.math cimport NAN, fabs, isfinite, isnan
@@ -37,11 +38,11 @@ from libc.string cimport memcpy, memset
 
 from .vector cimport (
     BN_BETA, BN_MEAN_HI, BN_MEAN_LO, BN_ROWS, LANES, SPREAD, STATS_ROWS, STREAM_BYTES, Team, at_offset,
-    bn_add_finite, bn_any_far, bn_apply, bn_apply_channels, bn_channel_sums, bn_finish_reduction, bn_gradient, bn_gradient_channels, bn_in_range,
-    bn_merge, bn_merge_chunk, bn_parameters, bn_reduce_columns, bn_reduce_run, bn_spread, bn_square_sum,
-    bn_stats_columns, bn_stats_run, bn_typical, bn_update_running, bn_wide_moments, data, fastnorm_build_flags,
-    is_float32, lanes_sum, real, scratch_alloc, scratch_free, stream_copy, stream_fence, team_close, team_mark,
-    team_open,
+    bn_add_finite, bn_any_far, bn_apply, bn_apply_channels, bn_channel_sums, bn_finish_reduction, bn_gradient,
+    bn_gradient_channels, bn_in_range, bn_merge, bn_merge_chunk, bn_parameters, bn_reduce_columns, bn_reduce_run,
+    bn_spread, bn_square_sum, bn_stats_columns, bn_stats_run, bn_typical, bn_update_running, bn_wide_moments, data,
+    fastnorm_build_flags, is_float32, lanes_sum, real, scratch_alloc, scratch_free, stream_copy, stream_fence,
+    team_close, team_mark, team_open,
 )
 
 cdef enum:
@@ -53,10 +54,9 @@ cdef enum:
     CHUNK_ROWS = 64            # columns: rows that one float partial sum takes before it is merged in double
     CHUNK = 64 * 64            # runs: the same for LANES partial sums
     SAMPLES = 8                # values that the first pivot is chosen from
-    PIECE = 1024               # values that are computed into a buffer at once,
-    STREAM_PIECE = 256         # and where the buffer is streamed
-    CACHE = 1024 * 1024        # bytes of a tile that is read twice and should be found in L2 the second time: at most,
-    CACHE_WANTED = 640 * 1024  # and where narrower tiles can be had; 1.5 ms against 1.9 backward at (128,256,14,14)
+    PIECE = 1024               # values that are computed into a buffer at once, channel by channel
+    STREAM_PIECE = 256         # the same for runs and rows that are streamed
+    CACHE = 1024 * 1024        # bytes of a tile that is read twice and should be found in L2 the second time
     WAYS = 12                  # lines of one set of L2 that a tile may take: of 16, or of 8 in a cache twice as large
     WAY_BYTES = 64 * 1024      # bytes of one way of L2: 1 MB in 16 ways
     BLOCK = 256 * 1024         # bytes of a block where a tile's samples are cut
@@ -133,7 +133,7 @@ cdef void plan(Job* job, Py_ssize_t itemsize, Py_ssize_t arrays, bint statistics
     job.units = job.outer if job.columns else job.outer * job.inner
     job.tile, job.blocks = widest, 1
     if statistics:
-        tile = max(narrowest, min(widest, CACHE_WANTED // max(1, channel_bytes), ceil_div(job.channels, TILES)))
+        tile = max(narrowest, min(widest, CACHE // max(1, channel_bytes), ceil_div(job.channels, TILES)))
         if channel_bytes * job.channels > BLOCK:
             job.tile = tile
             # A tile that the cache does not hold, or too few tiles to share out: cut the samples.
@@ -168,10 +168,10 @@ cdef inline bint streams(Py_ssize_t n_bytes, Py_ssize_t inner) noexcept nogil:
     """Whether an output of this size goes around the cache.
 
     Where outputs go through a buffer anyway, streaming them leaves the tile in L2 and pays earlier: 0.30 ms against
-    0.43 at (64,256,14,14), 12.8 MB. Rows of channels last that L3 holds are written faster in place: 0.17 ms against
-    0.24 at (8,56,56,64).
+    0.43 at (64,256,14,14), 12.8 MB. With channels last the halves are far apart, and ordinary stores leave more of the
+    input in L3: 1.95 ms against 2.44 backward at (100352,64), 25.7 MB; from 100 MB on, streaming is 3 % faster.
     """
-    return n_bytes >= (STREAM_BYTES if inner < SHORT else STREAM_BYTES // 4)
+    return n_bytes >= (2 * STREAM_BYTES if inner < SHORT else STREAM_BYTES // 4)
 
 
 cdef inline Py_ssize_t padded(Py_ssize_t width) noexcept nogil:
@@ -544,7 +544,7 @@ cdef void output_rows(const Job* job, Output* out, Py_ssize_t c0, Py_ssize_t wid
 cdef void output_channels(const Job* job, Output* out, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t start, Py_ssize_t stop,
                           real* kind) noexcept nogil:
     """Channels c0 to c1 of rows start to stop, several at a time."""
-    cdef Py_ssize_t group = max(1, (STREAM_PIECE if job.stream else PIECE) // job.inner), o, c, n
+    cdef Py_ssize_t group = max(1, PIECE // job.inner), o, c, n
     for o in range(start, stop):
         c = c0
         while c < c1:
