@@ -11,9 +11,9 @@ The twin is `fastnorm/reference/norm.py`.
 # Design:
 # - Stats, then apply; reduce, then apply. Work is cut into tiles of channels, and each tile's samples into blocks.
 #   Where a tile fits the second-level cache there is one block, and both halves run on it at once: memory is read
-#   once. Else (few channels of many samples) all blocks do the first half, partial results are merged in block order,
-#   and all blocks do the second half. Tiles and blocks depend on the shape alone, so the bits do not depend on the
-#   threads.
+#   once. Else (few channels of many samples) the tiles that L3 holds form a wave: all its blocks do the first half, partial
+#   results are merged in block order, and all its blocks do the second half. Tiles and blocks depend on the shape alone, so
+#   the bits do not depend on the threads.
 # - Two inner loops. Runs: one channel's `inner` values are contiguous and long. Columns: `inner` is 1 (channels last)
 #   or short (7x7), and a tile is a matrix with one row an outer index and one column a (channel, position): whole rows
 #   of neighboring channels make long vectors without tails, and the parameter table has an entry for each column. Where
@@ -59,6 +59,7 @@ cdef enum:
     CACHE = 1024 * 1024        # bytes of a tile that is read twice and should be found in L2 the second time
     WAYS = 12                  # lines of one set of L2 that a tile may take: of 16, or of 8 in a cache twice as large
     WAY_BYTES = 64 * 1024      # bytes of one way of L2: 1 MB in 16 ways
+    WAVE = 16 * 1024 * 1024    # bytes that are read twice and should be found in L3 the second time
     BLOCK = 256 * 1024         # bytes of a block where a tile's samples are cut
     TILES = 16                 # tiles wanted, so that threads find work until the end
     PARTIALS = 65536           # doubles: at most this many partial results of either kind
@@ -69,7 +70,7 @@ cdef enum:
 cdef struct Job:
     Py_ssize_t outer, channels, inner
     bint columns                     # which of the two inner loops
-    Py_ssize_t tile, tiles           # channels of a tile; tiles
+    Py_ssize_t tile, tiles, wave     # channels of a tile; tiles; tiles that go through both halves before the next
     Py_ssize_t units, blocks         # what is cut into blocks: rows (columns) or samples of a channel (runs); blocks
     bint contiguous                  # columns: the rows of a tile follow one another
     Py_ssize_t fold                  # rows of a tile that are taken as one
@@ -113,10 +114,10 @@ cdef inline Py_ssize_t lines_of_a_set(const Job* job, Py_ssize_t tile, Py_ssize_
 
 cdef void cut_samples(Job* job, Py_ssize_t widest, Py_ssize_t n_bytes) noexcept nogil:
     """Tiles of up to `widest` channels, and blocks of about BLOCK bytes, contiguous memory where they can be."""
-    cdef Py_ssize_t most = max(1, PARTIALS // job.channels)
+    cdef Py_ssize_t most = max(1, PARTIALS // job.channels), each = job.inner * n_bytes
     job.tile = widest
     if job.inner >= SHORT:
-        job.tile = max(1, min(widest, BLOCK // (job.inner * n_bytes)))
+        job.tile = max(1, min(widest, BLOCK // each, WAVE // (job.outer * each)))
     if job.columns:
         job.blocks = min(ceil_div(job.outer * job.tile * job.inner * n_bytes, BLOCK), most, job.outer)
     else:  # whole outers, or equal parts of each
@@ -148,6 +149,7 @@ cdef void plan(Job* job, Py_ssize_t itemsize, Py_ssize_t arrays, bint statistics
         cut_samples(job, widest, itemsize)
     job.blocks = max(1, job.blocks)
     job.tiles = ceil_div(job.channels, job.tile)
+    job.wave = max(1, min(job.tiles, WAVE // max(1, job.tile * channel_bytes)))
     job.contiguous = job.columns and job.tile == job.channels
     job.fold = 1
     if job.contiguous:
@@ -695,12 +697,12 @@ cdef void finish_reduction(const Job* job, Py_ssize_t t, real* kind) noexcept no
 # -- all tiles and blocks ----------------------------------------------------------------------------------------------
 
 
-cdef inline void first_half(const Job* job, Py_ssize_t i, real* scratch) noexcept nogil:
-    """What is needed of all of a channel before its output: item i, tile by tile within each block."""
+cdef inline void first_half(const Job* job, Py_ssize_t t, Py_ssize_t b, real* scratch) noexcept nogil:
+    """What is needed of all of a channel before its output: tile t, block b."""
     if job.dy != NULL:
-        reduce_item(job, i % job.tiles, i // job.tiles, scratch)
+        reduce_item(job, t, b, scratch)
     else:
-        stats_item(job, i % job.tiles, i // job.tiles, scratch)
+        stats_item(job, t, b, scratch)
 
 
 cdef inline void finish(const Job* job, Py_ssize_t t, real* kind) noexcept nogil:
@@ -711,32 +713,31 @@ cdef inline void finish(const Job* job, Py_ssize_t t, real* kind) noexcept nogil
         finish_statistics(job, t, kind)
 
 
-cdef inline void second_half(const Job* job, Py_ssize_t i, real* scratch) noexcept nogil:
-    """The output of item i."""
-    output_item(job, i % job.tiles, i // job.tiles, scratch)
-
-
 cdef inline void whole_tile(const Job* job, Py_ssize_t t, real* scratch) noexcept nogil:
     """A tile in one block: its second half finds in the cache what the first has read."""
-    first_half(job, t, scratch)
+    first_half(job, t, 0, scratch)
     finish(job, t, scratch)
-    second_half(job, t, scratch)
+    output_item(job, t, 0, scratch)
 
 
 cdef void run_both_halves(const Job* job, Team* team, real* kind) noexcept nogil:
     """Training, and every backward."""
-    cdef Py_ssize_t t, i, items = job.tiles * job.blocks
+    cdef Py_ssize_t t, i, w = 0, t0 = 0, n = 0
     if job.blocks > 1:
         with parallel(num_threads=team.size):
-            for i in prange(items, schedule="dynamic", chunksize=1):
-                first_half(job, i, <real*> scratch_of(job, threadid()))
-                team_mark(team)
-            for t in prange(job.tiles, schedule="dynamic", chunksize=1):
-                finish(job, t, kind)
-            # Backwards: what was read last is still in the cache.
-            for i in prange(items, schedule="dynamic", chunksize=1):
-                second_half(job, items - 1 - i, <real*> scratch_of(job, threadid()))
-                team_mark(team)
+            for w in range(ceil_div(job.tiles, job.wave)):
+                t0 = w * job.wave
+                n = min(job.wave, job.tiles - t0)
+                for i in prange(n * job.blocks, schedule="dynamic", chunksize=1):
+                    first_half(job, t0 + i % n, i // n, <real*> scratch_of(job, threadid()))
+                    team_mark(team)
+                for t in prange(n, schedule="dynamic", chunksize=1):
+                    finish(job, t0 + t, kind)
+                # Backwards: what was read last is still in the nearest cache.
+                for i in prange(n * job.blocks, schedule="dynamic", chunksize=1):
+                    output_item(job, t0 + n - 1 - i % n, job.blocks - 1 - i // n,
+                                <real*> scratch_of(job, threadid()))
+                    team_mark(team)
     elif team.size == 1:
         for t in range(job.tiles):
             whole_tile(job, t, <real*> scratch_of(job, 0))
@@ -746,21 +747,23 @@ cdef void run_both_halves(const Job* job, Team* team, real* kind) noexcept nogil
             team_mark(team)
 
 
+cdef inline void one_half(const Job* job, Py_ssize_t i, bint second, real* scratch) noexcept nogil:
+    """Item i of one half, tile by tile within each block."""
+    if second:
+        output_item(job, i % job.tiles, i // job.tiles, scratch)
+    else:
+        first_half(job, i % job.tiles, i // job.tiles, scratch)
+
+
 cdef void run_one_half(const Job* job, Team* team, bint second, real* kind) noexcept nogil:
     """Statistics alone, or output alone where the parameter table is set."""
     cdef Py_ssize_t i, items = job.tiles * job.blocks
     if team.size == 1:
         for i in range(items):
-            if second:
-                second_half(job, i, <real*> scratch_of(job, 0))
-            else:
-                first_half(job, i, <real*> scratch_of(job, 0))
+            one_half(job, i, second, <real*> scratch_of(job, 0))
     else:
         for i in prange(items, schedule="dynamic", chunksize=1, num_threads=team.size):
-            if second:
-                second_half(job, i, <real*> scratch_of(job, threadid()))
-            else:
-                first_half(job, i, <real*> scratch_of(job, threadid()))
+            one_half(job, i, second, <real*> scratch_of(job, threadid()))
             team_mark(team)
 
 
