@@ -161,20 +161,20 @@ cdef void plan(Job* job, Py_ssize_t itemsize, Py_ssize_t arrays, bint statistics
     if job.columns and (statistics or job.inner < SHORT):
         job.width = job.tile * job.inner * job.fold + (STREAM_PIECE if job.contiguous and job.stream else 0)
     job.partials = 2 * job.channels * (job.blocks if statistics else 1)
-    # Of one thread, in whole cache lines: the table's rows, two rows of sums, buffers for two outputs; two sums in double
-    # a channel.
+    # Of one thread, in whole cache lines: the table's rows, two rows of sums, buffers for two outputs; and two sums in
+    # double for each channel.
     job.scratch_bytes = ((BN_ROWS + 2) * padded(job.width) + 2 * padded(PIECE + SPREAD)) * itemsize
     job.scratch_bytes = (job.scratch_bytes + 2 * job.tile * sizeof(double) + 127) // 64 * 64
 
 
-cdef inline bint streams(Py_ssize_t n_bytes, Py_ssize_t inner) noexcept nogil:
-    """Whether an output of this size goes around the cache.
+cdef inline bint streams(Py_ssize_t n_bytes, Py_ssize_t inner, Py_ssize_t arrays) noexcept nogil:
+    """Whether an output of this size goes around the cache; `arrays` are read.
 
     Where outputs go through a buffer anyway, streaming them leaves the tile in L2 and pays earlier: 0.30 ms against
-    0.43 at (64,256,14,14), 12.8 MB. With channels last the halves are far apart, and ordinary stores leave more of the
-    input in L3: 1.95 ms against 2.44 backward at (100352,64), 25.7 MB; from 100 MB on, streaming is 3 % faster.
+    0.43 at (64,256,14,14), 12.8 MB. With channels last, the halves of the backward are far apart, and ordinary stores
+    leave more of its input in L3: 1.95 ms against 2.44 at (100352,64), 25.7 MB.
     """
-    return n_bytes >= (2 * STREAM_BYTES if inner < SHORT else STREAM_BYTES // 4)
+    return n_bytes >= (STREAM_BYTES * arrays if inner < SHORT else STREAM_BYTES // 4)
 
 
 cdef inline Py_ssize_t padded(Py_ssize_t width) noexcept nogil:
@@ -813,7 +813,7 @@ def forward(x, residual, y, gamma, beta, running_mean, running_var, table, inv_s
     job.table, job.inv_std = data(table), <double*> data(inv_std)
     job.momentum, job.eps, job.unbiased = momentum, eps, unbiased
     job.activation, job.slope = activation, slope
-    job.stream = streams(size * itemsize, inner) and job.y != job.x and job.y != job.residual
+    job.stream = streams(size * itemsize, inner, 1) and job.y != job.x and job.y != job.residual
     plan(&job, itemsize, 1, training)
     threads = useful_threads(&job, threads)
     memory = allocate(&job, threads)
@@ -850,7 +850,7 @@ def backward(dy, x, residual, dx, dresidual, table, inv_std, dgamma, dbeta, Py_s
     job.dy, job.residual, job.y, job.dresidual = data(dy), data(residual), data(dx), data(dresidual)
     job.table, job.inv_std = data(table), <double*> data(inv_std)
     job.activation, job.slope, job.frozen = activation, slope, not training
-    job.stream = streams(size * itemsize, inner) and job.y != job.dy
+    job.stream = streams(size * itemsize, inner, 2) and job.y != job.dy
     plan(&job, itemsize, 2, True)
     threads = useful_threads(&job, threads)
     memory = allocate(&job, threads)
@@ -901,7 +901,7 @@ def standardize(x, y, mean, var, table, inv_std, Py_ssize_t outer, Py_ssize_t ch
     if size == 0:
         return
     job.y, job.table, job.inv_std = data(y), data(table), <double*> data(inv_std)
-    job.stream = streams(size * itemsize, inner) and job.y != job.x
+    job.stream = streams(size * itemsize, inner, 1) and job.y != job.x
     plan(&job, itemsize, 1, False)
     threads = useful_threads(&job, threads)
     memory = allocate(&job, threads)
