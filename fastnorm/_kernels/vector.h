@@ -40,6 +40,13 @@
 #define FASTNORM_THREAD_LOCAL __thread
 #endif
 
+/* Ask for the cache line of an address, which need not exist. */
+#if defined(__GNUC__)
+#define PREFETCH(address) __builtin_prefetch(address)
+#else
+#define PREFETCH(address) ((void)0)
+#endif
+
 #define SIMD _Pragma("omp simd")
 #if defined(_MSC_VER)
 #undef SIMD
