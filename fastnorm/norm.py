@@ -89,10 +89,11 @@ def _check_activation(activation: object, negative_slope: object) -> tuple[int, 
     return ACTIVATIONS[activation], slope  # type: ignore[index]  # just checked
 
 
-def _check_slope_fits(slope: float, x: Array) -> None:
-    """Check that x's dtype can hold the slope."""
+def _slope_of(number: int, slope: float, x: Array) -> float:
+    """Check that x's dtype can hold the slope; return the one that the kernels use: 0 for ReLU, which they rely on."""
     if abs(slope) > FLOAT32_MAX and x.dtype == FLOAT32:
         raise ValueError(f"negative_slope: expected a number that float32 can hold, got {slope:g}")
+    return slope if number == ACTIVATIONS["leaky_relu"] else 0.0
 
 
 def _check_out(out: Any, x: Array, others: tuple[tuple[str, Array | None], ...],
@@ -116,8 +117,7 @@ def _check_forward(x: Any, gamma: Any, beta: Any, running_mean: Any, running_var
     at = checks.batch_norm_arrays(x, axis, gamma, beta, running_mean, running_var, residual, out, training)
     if at < 0:
         at = _check_forward_arrays(x, gamma, beta, running_mean, running_var, axis, training, residual, out)
-    _check_slope_fits(slope, x)
-    return at, number, slope
+    return at, number, _slope_of(number, slope, x)
 
 
 def _check_forward_arrays(x: Any, gamma: Any, beta: Any, running_mean: Any, running_var: Any, axis: Any, training: bool,
@@ -159,8 +159,7 @@ def _check_inference(x: Any, running_mean: Any, running_var: Any, gamma: Any, be
         _check_parameters(x, at, gamma, beta, running_mean, running_var, residual)
         _check_out(out, x, (("x", x), ("residual", residual), ("gamma", gamma), ("beta", beta),
                             ("running_mean", running_mean), ("running_var", running_var)), may_equal=("x", "residual"))
-    _check_slope_fits(slope, x)
-    return at, number, slope
+    return at, number, _slope_of(number, slope, x)
 
 
 def _check_backward(dy: Any, cache: Any, cache_type: type, out: Any) -> None:

@@ -122,7 +122,7 @@ static void FN(activation)(int kind, const real *x, real *y, ptrdiff_t n, double
 static void FN(activation_backward)(int kind, const real *dy, const real *x, real *y, ptrdiff_t n, double factor) {
     const real a = (real)factor;
     switch (kind) {
-    case ACTIVATION_RELU: ELEMENTWISE(FN(activate_gradient)(dy[i], x[i], ACTIVATION_RELU, 0))
+    case ACTIVATION_RELU: ELEMENTWISE(FN(activate_gradient)(dy[i], x[i], ACTIVATION_RELU, a))
     case ACTIVATION_LEAKY_RELU: ELEMENTWISE(FN(activate_gradient)(dy[i], x[i], ACTIVATION_LEAKY_RELU, a))
     case ACTIVATION_ELU: ELEMENTWISE(FN(elu_gradient)(dy[i], x[i], a))
     case ACTIVATION_CELU: {

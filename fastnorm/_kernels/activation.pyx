@@ -22,7 +22,7 @@ from .vector cimport (ACTIVATION_CELU, ACTIVATION_ELU, ACTIVATION_LEAKY_RELU, AC
 cdef enum:
     TILE = 16384  # elements: 64 KB of float32, long enough for the memory's own prefetch
     PARALLEL_TILES = 4  # fewer than these and waking a thread costs more than it saves
-    STAGE = 1024  # elements: 8 KB of float64, a quarter of L1
+    STAGE = 256  # elements: stays in L1 beside what is read
     CACHE_LINE = 64
     MAX_AXES = 64  # NumPy's own limit
 
@@ -102,15 +102,17 @@ cdef inline void tile(const Job* job, const real* dy, const real* x, real* out, 
 
 cdef void run_tiles(const Job* job, const real* dy, const real* x, real* out, Py_ssize_t n, bint stream,
                     int threads) noexcept nogil:
-    cdef Py_ssize_t tiles = (n + TILE - 1) // TILE, t
+    # The first tile is longer, so that the others begin where a cache line does: a vector that spans two costs speed.
+    cdef Py_ssize_t head = <Py_ssize_t> ((0 - <size_t> x) % CACHE_LINE // sizeof(real))
+    cdef Py_ssize_t tiles = max(1, (n - head + TILE - 1) // TILE), t
     cdef Team team = team_open(1 if tiles < PARALLEL_TILES else threads)
     cdef Team* watch = &team
     if team.size == 1:
         for t in range(tiles):
-            tile(job, dy, x, out, t * TILE, min(n, (t + 1) * TILE), stream)
+            tile(job, dy, x, out, head + t * TILE if t else 0, min(n, head + (t + 1) * TILE), stream)
     else:
         for t in prange(tiles, schedule="dynamic", chunksize=1, num_threads=team.size):
-            tile(job, dy, x, out, t * TILE, min(n, (t + 1) * TILE), stream)
+            tile(job, dy, x, out, head + t * TILE if t else 0, min(n, head + (t + 1) * TILE), stream)
             team_mark(watch)
     team_close(watch)
 

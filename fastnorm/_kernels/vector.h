@@ -392,8 +392,17 @@ FASTNORM_INLINE real FN(activate)(real z, int activation, real slope) {
     if (activation == ACTIVATION_LEAKY_RELU) return z <= 0 ? z * slope : z;
     return z;
 }
+/* ReLU's slope is 0, but the compiler must not know: of "z <= 0 ? 0 : dy" GCC makes a load that waits for z (a masked
+   one), and memory does one thing after another: 48 GB/s instead of 75. Bits, because 0 * inf is NaN. */
 FASTNORM_INLINE real FN(activate_gradient)(real dy, real z, int activation, real slope) {
-    if (activation == ACTIVATION_RELU) return z <= 0 ? 0 : dy;
+    if (activation == ACTIVATION_RELU) {
+        uint_of_real bits, none;
+        memcpy(&bits, &dy, sizeof bits);
+        memcpy(&none, &slope, sizeof none);
+        bits = z <= 0 ? bits & none : bits;
+        memcpy(&dy, &bits, sizeof bits);
+        return dy;
+    }
     if (activation == ACTIVATION_LEAKY_RELU) return z <= 0 ? dy * slope : dy;
     return dy;
 }
