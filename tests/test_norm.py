@@ -247,12 +247,16 @@ def test_same_bits_for_every_thread_count(dtype, shape, axis, rng):
             assert a.tobytes() == b.tobytes()
 
 
-@pytest.mark.parametrize(("shape", "axis"), [((300, 70, 8), 1), ((3000, 17), 1), ((8, 3, 40, 41), 1)])
+@pytest.mark.parametrize(("shape", "axis"), [
+    ((300, 70, 8), 1), ((3000, 17), 1), ((8, 3, 40, 41), 1),
+    ((5000, 3), 1), ((4099, 64), 1), ((1001, 5, 7), 1),  # short rows taken together
+    ((4, 3, 60, 61), 1), ((3, 2, 100, 400), 1),          # long runs, read from a line's begin; and streamed
+    ((67, 512, 7, 7), 1), ((70001, 64), 1)])             # channel by channel, and rows, streamed
 def test_same_bits_for_every_alignment(level, dtype, shape, axis, rng):
     args, dy = make(rng, shape, axis, dtype)
     expected = run(args["x"], dy, args, axis=axis, activation="relu")
     for offset in (1, 3, 8):
-        shifted = [np.zeros(dy.size + 16, dtype)[offset:offset + dy.size].reshape(shape) for _ in range(2)]
+        shifted = [np.zeros(dy.size + 16, dtype)[at:at + dy.size].reshape(shape) for at in (offset, offset * 5 % 16)]
         shifted[0][...], shifted[1][...] = args["x"], dy
         for a, b in zip(expected, run(*shifted, args, axis=axis, activation="relu"), strict=True):
             assert a.tobytes() == b.tobytes()

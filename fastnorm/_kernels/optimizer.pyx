@@ -53,8 +53,13 @@ def build_flags():
 
 # -- tiles -------------------------------------------------------------------------------------------------------------
 
-cdef Tiles cut(tuple lists) except *:
-    """Tiles of a whole list of parameters. ``lists``: one tuple of arrays an argument, or None where it is absent."""
+cdef Tiles cut(tuple lists, bint by_lines) except *:
+    """Tiles of a whole list of parameters. ``lists``: one tuple of arrays an argument, or None where it is absent.
+
+    by_lines: the first tile of an array is longer, so that the others begin where a cache line does, for a vector that
+    spans two costs a few percent of the speed of memory; there may be one tile less than counted. Not for sums, whose
+    bits are the same for any address.
+    """
     cdef Py_ssize_t n = len(<tuple> lists[0]), n_lists = len(lists), size, start, stop, head, i, j
     cdef cnp.ndarray a
     cdef bint is_float32
@@ -73,9 +78,9 @@ cdef Tiles cut(tuple lists) except *:
         a = <cnp.ndarray> (<tuple> lists[0])[i]
         size = cnp.PyArray_SIZE(a)
         is_float32 = cnp.PyArray_TYPE(a) == cnp.NPY_FLOAT32
-        # A first tile as long as it takes for the others to begin where a cache line does: a vector that spans two costs
-        # a few percent of the speed of memory. Never more tiles than counted.
-        head = <Py_ssize_t> ((0 - <size_t> cnp.PyArray_BYTES(a)) % LINE) // cnp.PyArray_ITEMSIZE(a)
+        head = 0
+        if by_lines:
+            head = <Py_ssize_t> ((0 - <size_t> cnp.PyArray_BYTES(a)) % LINE) // cnp.PyArray_ITEMSIZE(a)
         start = 0
         while start < size:
             stop = min(size, start + TILE + head if start == 0 else start + TILE)
@@ -86,6 +91,7 @@ cdef Tiles cut(tuple lists) except *:
                     cnp.PyArray_BYTES(<cnp.ndarray> (<tuple> lists[j])[i]) + start * cnp.PyArray_ITEMSIZE(a))
             t += 1
             start = stop
+    tiles.n = t - tiles.tile
     return tiles
 
 
@@ -106,7 +112,7 @@ cdef void run(Tiles tiles, TileKernel kernel, const void* constants, int threads
 
 cdef int update(tuple lists, TileKernel kernel, const void* constants, int threads) except -1:
     """Cut the lists and run the kernel, without the GIL."""
-    cdef Tiles tiles = cut(lists)
+    cdef Tiles tiles = cut(lists, True)
     with nogil:
         run(tiles, kernel, constants, threads)
         free(tiles.tile)
@@ -435,7 +441,7 @@ cdef void scale_tile(Tile* t, const void* constants) noexcept nogil:
 
 def clip_grad_norm(tuple grads, double max_norm, bint measure_only, int threads):
     """``clip_grad_norm`` on a checked list; returns the norm before."""
-    cdef Tiles tiles = cut((grads,))
+    cdef Tiles tiles = cut((grads,), False)
     cdef double total = 0.0, norm, factor
     cdef Py_ssize_t t
     with nogil:
