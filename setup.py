@@ -105,7 +105,7 @@ def openmp():
 
 def extensions():
     """Translate each kernel to C once; one extension for each kernel and level, compiled from a copy of that file."""
-    headers = [str(path) for pattern in ("*.h", "*.pxd") for path in sorted(KERNELS.glob(pattern))]
+    headers = [str(path) for pattern in ("*.h", "*.pxd", "*.pxi") for path in sorted(KERNELS.glob(pattern))]
     translated = cythonize(
         [Extension(f"fastnorm._kernels.{name}", [str(KERNELS / f"{name}.pyx")], depends=headers)
          for name in (*BASELINE_ONLY, *PER_LEVEL)],

@@ -43,7 +43,9 @@ class Kernels:
     def load(self, level: str) -> None:
         """Switch every kernel to this level. The caller has made sure that it can run."""
         for name in KERNEL_MODULES:
-            setattr(self, name, importlib.import_module(f"fastnorm._kernels.{level}.{name}"))
+            module = importlib.import_module(f"fastnorm._kernels.{level}.{name}")
+            module.share_team_state(_facts.team_state_function())
+            setattr(self, name, module)
         self.level = level
 
 

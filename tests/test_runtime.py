@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -172,3 +173,33 @@ print("same")
 def test_same_bits_while_other_processes_hold_the_cores():
     """A stalled team makes the caller work alone for a while, which must not show in the results."""
     assert python(TEAM_PROBE).stdout.strip() == "same"
+
+
+ALONE_PROBE = """
+import os, time
+import numpy as np
+import fastnorm as fn
+def threads():
+    return len(os.listdir("/proc/self/task"))
+x = np.ones((512, 1024), np.float32)
+labels = np.zeros(512, int)
+fn.set_num_threads(2)
+before = threads()
+for _ in range(3):
+    time.sleep(0.02)
+    fn.softmax_cross_entropy(x, labels)
+after_pauses = threads()
+end = time.perf_counter() + 0.05
+while time.perf_counter() < end:
+    fn.relu(x)
+print(after_pauses - before, threads() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads in Linux's /proc")
+def test_small_calls_after_a_pause_wake_no_threads():
+    """Waking a thread may take a time slice; calls that follow each other closely do it once."""
+    threads = min(2, len(os.sched_getaffinity(0)))
+    if threads == 1 or "none" in fn._runtime.config()["OpenMP runtime"]:
+        pytest.skip("needs OpenMP and two cores")
+    assert python(ALONE_PROBE).stdout.split() == ["0", "1"]

@@ -14,10 +14,13 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from cython.parallel cimport prange
 
-from .vector cimport (ACTIVATION_CELU, ACTIVATION_ELU, ACTIVATION_LEAKY_RELU, ACTIVATION_RELU, ACTIVATION_SIGMOID,
-                      ACTIVATION_TANH, STREAM_BYTES, Team, activation, activation_backward, data, dropout_run,
-                      fastnorm_build_flags, is_float32, philox4x32, real, stream_copy, stream_fence, team_close,
-                      team_mark, team_open)
+from .vector cimport (
+    ACTIVATION_CELU, ACTIVATION_ELU, ACTIVATION_LEAKY_RELU, ACTIVATION_RELU, ACTIVATION_SIGMOID, ACTIVATION_TANH,
+    STREAM_BYTES, Team, activation, activation_backward, data, dropout_run, is_float32, philox4x32, real,
+    stream_copy, stream_fence, team_close, team_mark, team_open,
+)
+
+include "common.pxi"
 
 cdef enum:
     TILE = 16384  # elements: 64 KB of float32, long enough for the memory's own prefetch
@@ -44,12 +47,6 @@ cdef struct Job:
     int axes                        # of the block in memory order, outermost first, merged where they can be
     Py_ssize_t lengths[MAX_AXES]
     Py_ssize_t strides[MAX_AXES]    # in elements of the C-ordered logical array
-
-
-def build_flags():
-    """Compiler flags of this level's build."""
-    return fastnorm_build_flags().decode()
-
 
 # -- one span of elements ----------------------------------------------------------------------------------------------
 
@@ -105,7 +102,7 @@ cdef void run_tiles(const Job* job, const real* dy, const real* x, real* out, Py
     # The first tile is longer, so that the others begin where a cache line does: a vector that spans two costs speed.
     cdef Py_ssize_t head = <Py_ssize_t> ((0 - <size_t> x) % CACHE_LINE // sizeof(real))
     cdef Py_ssize_t tiles = max(1, (n - head + TILE - 1) // TILE), t
-    cdef Team team = team_open(1 if tiles < PARALLEL_TILES else threads)
+    cdef Team team = team_open(1 if tiles < PARALLEL_TILES else threads, 3.0 * n * sizeof(real))
     cdef Team* watch = &team
     if team.size == 1:
         for t in range(tiles):

@@ -9,7 +9,9 @@ Design:
 from cython.parallel cimport prange
 from libc.string cimport memcpy
 
-from .vector cimport data, fastnorm_build_flags, stream_copy, stream_fence
+from .vector cimport data, stream_copy, stream_fence
+
+include "common.pxi"
 
 cdef extern from "bandwidth.h" nogil:
     float bandwidth_read(const float* x, Py_ssize_t n)
@@ -17,12 +19,6 @@ cdef extern from "bandwidth.h" nogil:
 
 cdef enum:
     TILE = 65536  # elements: 256 KB
-
-
-def build_flags():
-    """Compiler flags of this level's build."""
-    return fastnorm_build_flags().decode()
-
 
 cdef inline void copy_tile(float* dst, const float* src, Py_ssize_t n, bint stream) noexcept nogil:
     if stream:

@@ -42,9 +42,11 @@ from .vector cimport (
     bn_add_finite, bn_any_far, bn_apply, bn_apply_channels, bn_channel_sums, bn_finish_reduction, bn_gradient,
     bn_gradient_channels, bn_in_range, bn_merge, bn_merge_chunk, bn_parameters, bn_reduce_columns, bn_reduce_run,
     bn_spread, bn_square_sum, bn_stats_columns, bn_stats_run, bn_typical, bn_update_running, bn_wide_moments, data,
-    fastnorm_build_flags, is_float32, lanes_sum, real, scratch_alloc, scratch_free, stream_copy, stream_fence,
-    team_close, team_mark, team_open,
+    is_float32, lanes_sum, real, scratch_alloc, scratch_free, stream_copy, stream_fence, team_close, team_mark,
+    team_open,
 )
+
+include "common.pxi"
 
 cdef enum:
     RUN_MIN = 256              # an inner extent from which one channel's run is vectorized by itself
@@ -818,7 +820,7 @@ def forward(x, residual, y, gamma, beta, running_mean, running_var, table, inv_s
     threads = useful_threads(&job, threads)
     memory = allocate(&job, threads)
     with nogil:
-        team = team_open(threads)
+        team = team_open(threads, 2.0 * size * itemsize)
         if itemsize == 4:
             if training:
                 run_both_halves(&job, &team, <float*> NULL)
@@ -855,7 +857,7 @@ def backward(dy, x, residual, dx, dresidual, table, inv_std, dgamma, dbeta, Py_s
     threads = useful_threads(&job, threads)
     memory = allocate(&job, threads)
     with nogil:
-        team = team_open(threads)
+        team = team_open(threads, 3.0 * size * itemsize)
         if itemsize == 4:
             run_both_halves(&job, &team, <float*> NULL)
         else:
@@ -878,7 +880,7 @@ def moments(x, mean, m2, Py_ssize_t outer, Py_ssize_t channels, Py_ssize_t inner
     threads = useful_threads(&job, threads)
     memory = allocate(&job, threads)
     with nogil:
-        team = team_open(threads)
+        team = team_open(threads, 8.0 * outer * channels * inner)
         if float32:
             run_one_half(&job, &team, False, <float*> NULL)
         else:
@@ -906,7 +908,7 @@ def standardize(x, y, mean, var, table, inv_std, Py_ssize_t outer, Py_ssize_t ch
     threads = useful_threads(&job, threads)
     memory = allocate(&job, threads)
     with nogil:
-        team = team_open(threads)
+        team = team_open(threads, 2.0 * size * itemsize)
         if itemsize == 4:
             set_parameters(&job, 0, channels, mean_in, var_in, <float*> NULL)
             run_one_half(&job, &team, True, <float*> NULL)
@@ -915,8 +917,3 @@ def standardize(x, y, mean, var, table, inv_std, Py_ssize_t outer, Py_ssize_t ch
             run_one_half(&job, &team, True, <double*> NULL)
         team_close(&team)
         scratch_free(memory)
-
-
-def build_flags():
-    """Compiler flags of this level's build."""
-    return fastnorm_build_flags().decode()

@@ -5,8 +5,8 @@ Twins: fastnorm/reference/updates.py, under the names of the public functions.
 # Design:
 # - One call takes the whole list and runs one parallel region over its tiles. A tile is a run of at most TILE elements
 #   of one parameter with the addresses of its arrays, so float32 and float64 parameters may follow each other.
-#   Tiles depend on the sizes alone; every element is computed by itself, and the partial sums of the norm are added up
-#   in tile order: the same bits for every thread count.
+#   Every element is computed by itself; the tiles of the norm depend on the sizes alone, and their sums are added up in
+#   their order: the same bits for every thread count and address.
 # - The arrays of one parameter are dense and laid out alike, so an update is a loop over flat memory.
 # - Constants (bias corrections, 1 - beta, ...) are computed in double and rounded once to the parameter's dtype.
 #   A choice that adds or drops an array is a constant argument of its loop, so that each combination is compiled for
@@ -19,14 +19,16 @@ from cython.parallel cimport prange
 from libc.math cimport pow, sqrt, sqrtf
 from libc.stdlib cimport free, malloc
 
-from .vector cimport Team, fastnorm_build_flags, real, sum_squares, team_close, team_mark, team_open
+from .vector cimport Team, real, sum_squares, team_close, team_mark, team_open
+
+include "common.pxi"
 
 cnp.import_array()
 
 cdef enum:
     TILE = 16384  # elements: long enough to hide the handing out, short enough to share a layer among threads
-    # Elements of a whole list that one thread updates alone: below, a second one saves nothing. Momentum on 100,000: 13 us
-    # alone, 8 us by two.
+    # Elements of a whole list that one thread updates alone: below, a second one saves nothing. Momentum on 100,000:
+    # 13 us alone, 8 us by two.
     SMALL = 65536
     LINE = 64
     ARRAYS = 5  # at most, of one parameter
@@ -44,12 +46,6 @@ cdef struct Tiles:
     Py_ssize_t elements
 
 ctypedef void (*TileKernel)(Tile* t, const void* constants) noexcept nogil
-
-
-def build_flags():
-    """Compiler flags of this level's build."""
-    return fastnorm_build_flags().decode()
-
 
 # -- tiles -------------------------------------------------------------------------------------------------------------
 
@@ -98,7 +94,7 @@ cdef Tiles cut(tuple lists, bint by_lines) except *:
 cdef void run(Tiles tiles, TileKernel kernel, const void* constants, int threads) noexcept nogil:
     """The kernel on every tile."""
     cdef Py_ssize_t t
-    cdef Team team = team_open(1 if tiles.elements <= SMALL else threads)
+    cdef Team team = team_open(1 if tiles.elements <= SMALL else threads, tiles.elements * 16.0)
     cdef Team* watch = &team
     if team.size == 1:
         for t in range(tiles.n):

@@ -7,6 +7,7 @@ cdef extern from "vector.h" nogil:
     const char* fastnorm_compiler()
     const char* fastnorm_architecture()
     const char* fastnorm_build_flags()
+    void* team_own_state()
 
 
 def cpu_supports(str level):
@@ -38,3 +39,8 @@ def architecture():
 def build_flags():
     """Compiler flags of the baseline build."""
     return fastnorm_build_flags().decode()
+
+
+def team_state_function():
+    """Address of the C function that returns the state of the calling thread's team: one for all kernels."""
+    return <size_t> <void*> team_own_state

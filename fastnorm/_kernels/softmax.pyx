@@ -23,7 +23,6 @@ from .vector cimport (
     Team,
     at_offset,
     data,
-    fastnorm_build_flags,
     is_float32,
     lanes_dot,
     lanes_exp,
@@ -48,6 +47,8 @@ from .vector cimport (
     team_mark,
     team_open,
 )
+
+include "common.pxi"
 
 ctypedef fused integer:
     int8_t
@@ -102,12 +103,6 @@ cdef struct Job:
     double smooth                       # label_smoothing / C
     double uniform                      # smooth * sum(weight): the mass that labels leave to all classes
     double divisor
-
-
-def build_flags():
-    """Compiler flags of this level's build."""
-    return fastnorm_build_flags().decode()
-
 
 # -- integer targets ---------------------------------------------------------------------------------------------------
 
@@ -202,7 +197,7 @@ def check_labels(labels, Py_ssize_t classes, bint has_ignore, int64_t ignore, we
     if wrongs == NULL:
         raise MemoryError
     totals = <double*> (wrongs + tiles)
-    team = team_open(threads)
+    team = team_open(threads, 8.0 * n)
     with nogil:
         for t in prange(tiles, schedule="dynamic", chunksize=1, num_threads=team.size):
             check_label_tile(y, code, t * LABEL_TILE, min(LABEL_TILE, n - t * LABEL_TILE), classes, has_ignore, ignore,
@@ -541,7 +536,7 @@ cdef void tile(const Job* job, Py_ssize_t t, real* scratch, double* losses) noex
 
 cdef void all_tiles(const Job* job, real* scratch, double* losses, int threads) noexcept nogil:
     cdef Py_ssize_t t, scratch_elements = job.scratch_bytes // sizeof(real)
-    cdef Team team = team_open(threads)
+    cdef Team team = team_open(threads, 4.0 * job.outer * job.classes * job.inner * sizeof(real))
     cdef Team* watch = &team
     if team.size == 1:
         for t in range(job.tiles):

@@ -175,29 +175,56 @@ static void scratch_free(void *scratch) {
 
 /* -- teams of threads ----------------------------------------------------------------------------------------------- */
 
-/* A call on several threads ends when the last of them does. Where another process holds one of the cores, that is a time
-   slice later, 4 ms and more for a call of 0.1 ms, and threads that spin between calls lose their claim to the core. So
-   the caller measures its longest wait; after a stalled call it works alone for a while, longer each time it stalls again,
-   and tries again. Results do not depend on it: they are the same bits for every number of threads.
-   A team larger than the machine was asked for as such, and always gets its threads. State is the caller's own. */
+/* A call on several threads ends when the last of them does, and libgomp's threads spin, waiting, for about 5 ms before they
+   sleep. That makes two cases in which a team costs more than it gives; the caller then works alone. Results do not depend
+   on it: they are the same bits for every number of threads.
+   - Another process holds one of the cores: a call of 0.1 ms takes a time slice, 4 ms and more, and threads that spin
+     between calls lose their claim to the core. The caller measures its longest wait; after a stalled call it works alone
+     for a while, longer each time it stalls again, and tries again.
+   - The threads sleep, because the last call was long ago. A thread that wakes up is often put on the caller's own core,
+     where it waits until the caller has stopped spinning: 5.6 ms for a call that takes 0.04 ms alone. So the first calls
+     after a pause are done alone, until they have taken the time that waking the others may cost; from then on the calls
+     follow each other closely enough for the others to stay awake. Work that is longer by itself wakes them at once.
+   A team larger than the machine was asked for as such, and always gets its threads. */
 #define TEAM_STALL 1e-3 /* seconds; tiles take up to 0.2 ms */
 #define TEAM_ALONE 2e-3
 #define TEAM_ALONE_MOST 160e-3
+#define TEAM_AWAKE 3e-3      /* after a call on several threads */
+#define TEAM_WAKING 2e-3     /* what waking costs on average */
+#define TEAM_BYTES 10e9      /* a second, that one thread gets through */
+
+/* Of one caller (a thread of Python's): shared by all kernels, through `team_state`. */
+typedef struct {
+    double alone_until, alone;             /* after a stall */
+    double team_end, alone_end, alone_sum; /* when each way of working ended last; time worked alone since the pause */
+} TeamState;
 
 typedef struct {
     int size;
-    int watched;
-    double last, longest; /* when the caller finished its last tile; its longest time between two */
+    int watched;          /* for stalls */
+    int waiting;          /* alone, because the others sleep */
+    double last, longest; /* when the caller finished its last tile, or began; its longest time between two */
 } Team;
 
-#ifdef _OPENMP
-static FASTNORM_THREAD_LOCAL double team_alone_until = 0, team_alone = 0;
+static FASTNORM_THREAD_LOCAL TeamState team_own;
+static TeamState *team_own_state(void) { return &team_own; }
+static TeamState *(*team_state)(void) = team_own_state;
 
-static Team team_open(int wanted) {
-    Team team = {wanted, wanted > 1 && wanted <= omp_get_num_procs(), 0, 0};
-    if (team.watched) {
-        team.last = omp_get_wtime();
-        if (team.last < team_alone_until) team.size = 1, team.watched = 0;
+#ifdef _OPENMP
+/* For work that reads and writes so many bytes. */
+static Team team_open(int wanted, double bytes) {
+    Team team = {wanted, 0, 0, 0, 0};
+    if (wanted == 1 || wanted > omp_get_num_procs()) return team;
+    TeamState *state = team_state();
+    team.last = omp_get_wtime();
+    if (team.last < state->alone_until) {
+        team.size = 1;
+    } else if (team.last - state->team_end < TEAM_AWAKE) {
+        team.watched = 1;
+    } else {
+        if (team.last - state->alone_end > TEAM_AWAKE) state->alone_sum = 0;
+        team.waiting = state->alone_sum + bytes / TEAM_BYTES < TEAM_WAKING;
+        if (team.waiting) team.size = 1;
     }
     return team;
 }
@@ -211,20 +238,29 @@ static void team_mark(Team *team) {
 }
 
 static void team_close(Team *team) {
-    if (!team->watched) return;
-    team_mark(team); /* the wait for the others */
-    if (team->longest > TEAM_STALL) {
-        team_alone = team_alone * 2 < TEAM_ALONE ? TEAM_ALONE : team_alone * 2;
-        if (team_alone > TEAM_ALONE_MOST) team_alone = TEAM_ALONE_MOST;
-        team_alone_until = team->last + team_alone;
-    } else {
-        team_alone /= 2;
+    TeamState *state = team_state();
+    if (team->waiting) {
+        state->alone_end = omp_get_wtime();
+        state->alone_sum += state->alone_end - team->last;
+    } else if (team->watched) {
+        team_mark(team); /* the wait for the others */
+        if (team->longest > TEAM_STALL) {
+            state->alone = state->alone * 2 < TEAM_ALONE ? TEAM_ALONE : state->alone * 2;
+            if (state->alone > TEAM_ALONE_MOST) state->alone = TEAM_ALONE_MOST;
+            state->alone_until = team->last + state->alone;
+        } else {
+            state->alone /= 2;
+        }
+        state->team_end = team->last;
+    } else if (team->size > 1) {
+        state->team_end = omp_get_wtime();
     }
 }
 #else
-static Team team_open(int wanted) {
+static Team team_open(int wanted, double bytes) {
     (void)wanted;
-    Team team = {1, 0, 0, 0};
+    (void)bytes;
+    Team team = {1, 0, 0, 0, 0};
     return team;
 }
 static void team_mark(Team *team) { (void)team; }

@@ -25,7 +25,11 @@ cdef extern from "vector.h" nogil:
 
     ctypedef struct Team:
         int size
-    Team team_open(int wanted)
+    ctypedef struct TeamState:
+        pass
+    TeamState* team_own_state()
+    TeamState* (*team_state)()
+    Team team_open(int wanted, double bytes)
     void team_mark(Team* team)
     void team_close(Team* team)
 
