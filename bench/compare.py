@@ -128,7 +128,7 @@ def ratio(base: Side, head: Side, name: str, seconds: float) -> tuple[float, flo
     end, turn = time.perf_counter() + seconds, 0
     while time.perf_counter() < end or turn < 4:
         for at in ((0, 1), (1, 0))[turn % 2]:
-            (base, head)[at].ask(max(1, calls // 4))  # wakes the threads, fills the caches
+            (base, head)[at].ask(calls)  # wakes the threads, fills the caches; the other side's stop spinning
             times[at].extend((base, head)[at].ask(calls))
         turn += 1
     low_base, low_head = (sorted(side)[int(QUANTILE * len(side))] for side in times)

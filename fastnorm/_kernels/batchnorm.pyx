@@ -64,6 +64,7 @@ cdef enum:
     WAY_BYTES = 64 * 1024      # bytes of one way of L2: 1 MB in 16 ways
     WAVE = 8 * 1024 * 1024     # bytes that are read twice and should be found in L3 the second time
     BLOCK = 256 * 1024         # bytes of a block where a tile's samples are cut
+    SCATTERED = 16 * 1024      # bytes of a block that follow one another: fewer are read at a third of the speed
     TILES = 16                 # tiles wanted, so that threads find work until the end
     PARTIALS = 65536           # doubles: at most this many partial results of either kind
     SMALL = 32768              # elements up to which one thread is faster than waking a second
@@ -117,10 +118,14 @@ cdef inline Py_ssize_t lines_of_a_set(const Job* job, Py_ssize_t tile, Py_ssize_
 
 cdef void cut_samples(Job* job, Py_ssize_t widest, Py_ssize_t n_bytes) noexcept nogil:
     """Tiles of up to `widest` channels, and blocks of about BLOCK bytes, contiguous memory where they can be."""
-    cdef Py_ssize_t most = max(1, PARTIALS // job.channels), each = job.inner * n_bytes
+    cdef Py_ssize_t most = max(1, PARTIALS // job.channels), each = job.inner * n_bytes, in_wave
     job.tile = widest
     if job.inner >= SHORT:
-        job.tile = max(1, min(widest, BLOCK // each, WAVE // (job.outer * each)))
+        job.tile = max(1, min(widest, BLOCK // each))
+        # Narrower tiles where L3 then holds a wave of them, unless that would scatter the memory of a block.
+        in_wave = max(1, WAVE // (job.outer * each))
+        if in_wave * each >= SCATTERED and in_wave * each * job.outer <= 2 * WAVE:
+            job.tile = min(job.tile, in_wave)
     if job.columns:
         job.blocks = min(ceil_div(job.outer * job.tile * job.inner * n_bytes, BLOCK), most, job.outer)
     else:  # whole outers, or equal parts of each
