@@ -22,6 +22,8 @@ FAMILIES = {"batch norm": "Batch norm", "softmax": "Softmax", "cross-entropy": "
 LAYOUTS = {"NCHW": "channels first", "NHWC": "channels last", "MC": "matrices (M, C)"}
 OPTIMIZERS = ("Momentum", "RMSProp", "Adam", "Adagrad")
 
+REASONS = Path(__file__).with_name("reasons.md")
+
 METHOD = """\
 All rivals of a case run in one process and take turns of a few milliseconds. A turn begins with a pause of 10 ms, in
 which the threads of the last one stop spinning; then a call runs untimed for 12 ms, so that caches and threads are as
@@ -256,6 +258,7 @@ def report(found: Mapping[str, Any], folder: Path) -> str:
              machine_facts(found), "", "## How it is measured", "", METHOD, "",
              *(f"- **{name}**: {RIVALS[name]}." for name in rivals(found["rows"]) if name in RIVALS), "",
              "## The figures", "", figure_table(found), "", losses_paragraph(rows), cold_paragraph(rows),
+             "## What is missed, and why", "", REASONS.read_text(encoding="utf-8"),
              "## Pictures", "", *(f"![{caption}]({name})\n\n*{caption}.*\n" for name, caption in captions.items()),
              "## Geometric means", "",
              f"Times as fast as each rival, and in brackets the least: float32, {threads}.", "",
