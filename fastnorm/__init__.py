@@ -15,7 +15,7 @@ except ImportError as error:
     exit_command_line(error)
     raise
 
-from . import init, layers, optim, reference
+from . import checkpoint, init, layers, optim, reference
 from ._runtime import get_num_threads, set_num_threads, show_config
 from .activations import (
     celu,
@@ -36,17 +36,19 @@ from .activations import (
 from .loss import log_softmax, softmax, softmax_cross_entropy
 from .moments import Moments
 from .norm import batch_norm_backward, batch_norm_forward, batch_norm_inference
-from .updates import adagrad_step, adam_step, clip_grad_norm, momentum_step, rmsprop_step
+from .updates import adagrad_step, adam_step, all_finite, clip_grad_norm, momentum_step, rmsprop_step
 
 __all__ = [
     "Moments",
     "adagrad_step",
     "adam_step",
+    "all_finite",
     "batch_norm_backward",
     "batch_norm_forward",
     "batch_norm_inference",
     "celu",
     "celu_backward",
+    "checkpoint",
     "clip_grad_norm",
     "dropout",
     "dropout_backward",

@@ -159,6 +159,12 @@ def check_choice(name: str, value: object, choices: Iterable[str | None]) -> str
     return value
 
 
+def first_true(mask: Array) -> tuple[tuple[int, ...], str]:
+    """Index of the first True in C order, and how a message says it; ``mask`` holds one."""
+    at = tuple([int(i) for i in np.unravel_index(int(np.argmax(mask)), mask.shape)]) if mask.ndim else ()
+    return at, f" at position {at[0] if len(at) == 1 else at}" if at else ""
+
+
 # -- overlap -----------------------------------------------------------------------------------------------------------
 
 

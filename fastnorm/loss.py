@@ -22,6 +22,7 @@ from ._arrays import (
     check_writeable,
     dense_vector,
     destination,
+    first_true,
     matching,
     write_back,
 )
@@ -120,8 +121,7 @@ def _raise_for_labels(labels: Array, classes: int, ignore_index: int) -> None:
     wrong &= labels != ignore_index
     if not wrong.any():
         return
-    at = tuple(int(i) for i in np.unravel_index(int(np.argmax(wrong)), labels.shape)) if labels.ndim else ()
-    where = f" at position {at[0] if len(at) == 1 else at}" if at else ""
+    at, where = first_true(wrong)
     raise ValueError(f"targets: expected classes in [0, {classes - 1}] or ignore_index {ignore_index}, "
                      f"got {labels[at]}{where}")
 

@@ -12,11 +12,13 @@ from typing import Any, ClassVar
 import numpy as np
 
 from . import updates
-from ._arrays import Array, check_integer, check_like, check_number
+from ._arrays import Array, check_choice, check_integer, check_like, check_number, first_true
 from ._backend import Backend, HasBackend
 from .updates import Arrays, check_lists
 
 __all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Optimizer", "RMSProp"]
+
+NONFINITE = ("propagate", "skip", "raise")
 
 
 class Optimizer(HasBackend):
@@ -28,8 +30,11 @@ class Optimizer(HasBackend):
 
     _function: ClassVar[str]
 
-    def __init__(self, params: Arrays, lr: float, options: dict[str, Any], backend: Backend, fill: float = 0.0) -> None:
+    def __init__(self, params: Arrays, lr: float, options: dict[str, Any], nonfinite: str, backend: Backend,
+                 fill: float = 0.0) -> None:
         super().__init__(backend)
+        self._nonfinite = check_choice("nonfinite", nonfinite, NONFINITE)
+        self._skipped_steps = 0
         self._single = isinstance(params, np.ndarray)
         self.params: tuple[Array, ...] = check_lists(("params", params, True)).arrays[0]
         self._lr, self._options = self._checked(lr, options)
@@ -46,8 +51,14 @@ class Optimizer(HasBackend):
     def lr(self, value: float) -> None:
         self._lr = check_number("lr", value)
 
+    @property
+    def skipped_steps(self) -> int:
+        """Calls of `step` that changed nothing because of a gradient that is not finite (``nonfinite="skip"``)."""
+        return self._skipped_steps
+
     def __repr__(self) -> str:
-        options = "".join(f", {name}={value!r}" for name, value in self._options.items())
+        shown = {**self._options, "nonfinite": self._nonfinite}
+        options = "".join(f", {name}={value!r}" for name, value in shown.items())
         return f"{type(self).__name__}(<{len(self.params)} arrays>, lr={self._lr!r}{options})"
 
     def step(self, grads: Arrays) -> None:
@@ -63,7 +74,15 @@ class Optimizer(HasBackend):
         ------
         TypeError, ValueError
             If the gradients do not match the parameters. Neither parameters nor state have changed then.
+        FloatingPointError
+            With ``nonfinite="raise"``, if a gradient holds NaN or infinity; the message names the first one. Neither
+            parameters nor state have changed then.
         """
+        if self._nonfinite != "propagate" and not self._all_finite(grads):
+            if self._nonfinite == "raise":
+                raise FloatingPointError(_first_nonfinite(grads))
+            self._skipped_steps += 1
+            return
         buffers = {name: self._as_given(arrays) for name, arrays in self._buffers.items()}
         update = getattr(self._functions, self._function)
         update(self._as_given(self.params), grads, lr=self._lr, **buffers,
@@ -76,10 +95,12 @@ class Optimizer(HasBackend):
         Returns
         -------
         dict
-            ``optimizer`` (the class name), ``step`` (the number of steps taken), ``lr``, the options (numbers, flags,
-            ``betas`` as a pair) and, for each buffer of the update, a list of copies, one array a parameter.
+            ``optimizer`` (the class name), ``step`` (the number of steps taken, without those skipped), ``lr``, the
+            options (numbers, flags, ``betas`` as a pair), ``nonfinite``, ``skipped_steps`` and, for each buffer of the
+            update, a list of copies, one array a parameter.
         """
         return {"optimizer": type(self).__name__, "step": self._steps, "lr": self._lr, **self._options,
+                "nonfinite": self._nonfinite, "skipped_steps": self._skipped_steps,
                 **{name: [a.copy() for a in arrays] for name, arrays in self._buffers.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -89,7 +110,8 @@ class Optimizer(HasBackend):
         ----------
         state : dict
             As returned by `state_dict` of an optimizer of the same class, over parameters of the same shapes and
-            dtypes. The arrays are copied. Numbers may be 0-d arrays, as ``numpy.load`` gives them.
+            dtypes. The arrays are copied. Numbers may be 0-d arrays, as ``numpy.load`` gives them. A state without
+            ``nonfinite`` or ``skipped_steps`` leaves the optimizer's own choice, or sets the count to 0.
 
         Raises
         ------
@@ -108,8 +130,10 @@ class Optimizer(HasBackend):
         _check_keys(state, scalars, may_have_more=True)
         steps = check_integer("step", _plain(state["step"]), 0)
         lr, options = self._checked(_plain(state["lr"]), {name: _plain(state[name]) for name in self._options})
+        nonfinite = check_choice("nonfinite", _plain(state.get("nonfinite", self._nonfinite)), NONFINITE)
+        skipped_steps = check_integer("skipped_steps", _plain(state.get("skipped_steps", 0)), 0)
         names = self._buffer_names(options)
-        _check_keys(state, [*scalars, *names])
+        _check_keys(state, [*scalars, *names], optional=("nonfinite", "skipped_steps"))
         buffers = {}
         for name in names:
             arrays = state[name]
@@ -123,6 +147,13 @@ class Optimizer(HasBackend):
                 copies[i][...] = check_like(f"{name}[{i}]", a, p.shape, p.dtype)
             buffers[name] = tuple(copies)
         self._steps, self._lr, self._options, self._buffers = steps, lr, options, buffers
+        self._nonfinite, self._skipped_steps = nonfinite, skipped_steps
+
+    def _all_finite(self, grads: Arrays) -> bool:
+        """Whether a step can go on; the gradients are checked first, so that no skipped step hides a wrong argument."""
+        check_lists(("params", self._as_given(self.params), True), ("grads", grads, False))
+        finite: bool = self._functions.all_finite(grads)
+        return finite
 
     def _buffer_names(self, options: dict[str, Any]) -> tuple[str, ...]:
         """Names of the update's arguments that hold state, given the options."""
@@ -150,9 +181,18 @@ def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
 
 
-def _check_keys(state: Mapping[str, Any], expected: list[str], *, may_have_more: bool = False) -> None:
+def _first_nonfinite(grads: Arrays) -> str:
+    """The message about the first gradient, and its first element in C order, that is NaN or infinite."""
+    arrays = [("grads", grads)] if isinstance(grads, np.ndarray) else [(f"grads[{i}]", a) for i, a in enumerate(grads)]
+    name, grad = next((name, a) for name, a in arrays if not np.isfinite(a).all())
+    at, where = first_true(~np.isfinite(np.asarray(grad)))
+    return f"{name}: expected finite values, got {grad[at]}{where}"
+
+
+def _check_keys(state: Mapping[str, Any], expected: list[str], *, may_have_more: bool = False,
+                optional: tuple[str, ...] = ()) -> None:
     missing = [name for name in expected if name not in state]
-    unknown = [] if may_have_more else [str(name) for name in state if name not in expected]
+    unknown = [] if may_have_more else [str(name) for name in state if name not in (*expected, *optional)]
     if missing or unknown:
         found = " and ".join([f"{what} {', '.join(names)}" for what, names in
                               (("missing", missing), ("unknown", unknown)) if names])
@@ -181,15 +221,26 @@ class SGD(Optimizer):
         Look ahead by one step of momentum; needs momentum and no dampening.
     maximize : bool, default False
         Ascend in place of descend.
+    nonfinite : {"propagate", "skip", "raise"}, default "propagate"
+        What a step does about a gradient that holds NaN or infinity: update with it; change nothing but
+        `skipped_steps`; or change nothing and raise FloatingPointError. The last two read the gradients once more.
     backend : module, optional
         Where the update functions are looked up: `fastnorm` by default.
+
+    Attributes
+    ----------
+    lr : float
+        Learning rate of the next step; may be set.
+    skipped_steps : int
+        Calls of `step` that changed nothing because of ``nonfinite="skip"``; saved with the state.
 
     Raises
     ------
     TypeError
         If a parameter is no array of float32 or float64, or a value is of the wrong kind.
     ValueError
-        If a number is out of its range, a parameter is read-only or given twice, or ``nesterov`` lacks its conditions.
+        If a number is out of its range, ``nonfinite`` is none of the three, a parameter is read-only or given twice, or
+        ``nesterov`` lacks its conditions.
 
     Examples
     --------
@@ -207,9 +258,9 @@ class SGD(Optimizer):
 
     def __init__(self, params: Arrays, lr: float = 1e-3, momentum: float = 0.0, dampening: float = 0.0,
                  weight_decay: float = 0.0, nesterov: bool = False, *, maximize: bool = False,
-                 backend: Backend = None) -> None:
+                 nonfinite: str = "propagate", backend: Backend = None) -> None:
         super().__init__(params, lr, {"momentum": momentum, "dampening": dampening, "weight_decay": weight_decay,
-                                      "nesterov": nesterov, "maximize": maximize}, backend)
+                                      "nesterov": nesterov, "maximize": maximize}, nonfinite, backend)
 
     def _buffer_names(self, options: dict[str, Any]) -> tuple[str, ...]:
         return ("velocities",) if check_number("momentum", options["momentum"]) > 0 else ()
@@ -254,15 +305,25 @@ class RMSProp(Optimizer):
         Ascend in place of descend.
     eps_inside_sqrt : bool, default False
         Add eps under the root, as Keras and Optax do.
+    nonfinite : {"propagate", "skip", "raise"}, default "propagate"
+        What a step does about a gradient that holds NaN or infinity: update with it; change nothing but
+        `skipped_steps`; or change nothing and raise FloatingPointError. The last two read the gradients once more.
     backend : module, optional
         Where the update functions are looked up: `fastnorm` by default.
+
+    Attributes
+    ----------
+    lr : float
+        Learning rate of the next step; may be set.
+    skipped_steps : int
+        Calls of `step` that changed nothing because of ``nonfinite="skip"``; saved with the state.
 
     Raises
     ------
     TypeError
         If a parameter is no array of float32 or float64, or a value is of the wrong kind.
     ValueError
-        If a number is out of its range, or a parameter is read-only or given twice.
+        If a number is out of its range, ``nonfinite`` is none of the three, or a parameter is read-only or given twice.
 
     Examples
     --------
@@ -271,17 +332,17 @@ class RMSProp(Optimizer):
     >>> w = [np.array([4.0])]
     >>> fn.optim.RMSProp(w, lr=0.1, centered=True)
     RMSProp(<1 arrays>, lr=0.1, alpha=0.99, eps=1e-08, weight_decay=0.0, momentum=0.0, centered=True, maximize=False,
-    eps_inside_sqrt=False)
+    eps_inside_sqrt=False, nonfinite='propagate')
     """
 
     _function = "rmsprop_step"
 
     def __init__(self, params: Arrays, lr: float = 1e-2, alpha: float = 0.99, eps: float = 1e-8,
                  weight_decay: float = 0.0, momentum: float = 0.0, centered: bool = False, maximize: bool = False, *,
-                 eps_inside_sqrt: bool = False, backend: Backend = None) -> None:
+                 eps_inside_sqrt: bool = False, nonfinite: str = "propagate", backend: Backend = None) -> None:
         super().__init__(params, lr, {"alpha": alpha, "eps": eps, "weight_decay": weight_decay, "momentum": momentum,
                                       "centered": centered, "maximize": maximize, "eps_inside_sqrt": eps_inside_sqrt},
-                         backend)
+                         nonfinite, backend)
 
     def _buffer_names(self, options: dict[str, Any]) -> tuple[str, ...]:
         return ("square_avgs", *(["grad_avgs"] if options["centered"] else []),
@@ -311,15 +372,25 @@ class Adam(Optimizer):
         Shrink the parameters in place of adding the penalty to the gradient.
     epsilon_hat : bool, default False
         Add eps to the uncorrected root, as Keras, scikit-learn and ONNX do.
+    nonfinite : {"propagate", "skip", "raise"}, default "propagate"
+        What a step does about a gradient that holds NaN or infinity: update with it; change nothing but
+        `skipped_steps`; or change nothing and raise FloatingPointError. The last two read the gradients once more.
     backend : module, optional
         Where the update functions are looked up: `fastnorm` by default.
+
+    Attributes
+    ----------
+    lr : float
+        Learning rate of the next step; may be set.
+    skipped_steps : int
+        Calls of `step` that changed nothing because of ``nonfinite="skip"``; saved with the state.
 
     Raises
     ------
     TypeError
         If a parameter is no array of float32 or float64, or a value is of the wrong kind.
     ValueError
-        If a number is out of its range, or a parameter is read-only or given twice.
+        If a number is out of its range, ``nonfinite`` is none of the three, or a parameter is read-only or given twice.
 
     Examples
     --------
@@ -333,16 +404,24 @@ class Adam(Optimizer):
     >>> optimizer.lr /= 10
     >>> optimizer.state_dict()["step"]
     1
+
+    Steps with a gradient that overflowed can be left out:
+
+    >>> optimizer = fn.optim.Adam([w, b], lr=0.1, nonfinite="skip")
+    >>> optimizer.step([np.array([0.5, np.nan]), np.array([2.0])])
+    >>> w.round(3), optimizer.skipped_steps
+    (array([3.9, 3.1]), 1)
     """
 
     _function = "adam_step"
 
     def __init__(self, params: Arrays, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
                  weight_decay: float = 0.0, amsgrad: bool = False, *, maximize: bool = False,
-                 decoupled_weight_decay: bool = False, epsilon_hat: bool = False, backend: Backend = None) -> None:
+                 decoupled_weight_decay: bool = False, epsilon_hat: bool = False, nonfinite: str = "propagate",
+                 backend: Backend = None) -> None:
         super().__init__(params, lr, {"betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad,
                                       "maximize": maximize, "decoupled_weight_decay": decoupled_weight_decay,
-                                      "epsilon_hat": epsilon_hat}, backend)
+                                      "epsilon_hat": epsilon_hat}, nonfinite, backend)
 
     def _buffer_names(self, options: dict[str, Any]) -> tuple[str, ...]:
         return ("exp_avgs", "exp_avg_sqs", *(["max_exp_avg_sqs"] if options["amsgrad"] else []))
@@ -372,15 +451,25 @@ class AdamW(Adam):
         Ascend in place of descend.
     epsilon_hat : bool, default False
         Add eps to the uncorrected root, as Keras, scikit-learn and ONNX do.
+    nonfinite : {"propagate", "skip", "raise"}, default "propagate"
+        What a step does about a gradient that holds NaN or infinity: update with it; change nothing but
+        `skipped_steps`; or change nothing and raise FloatingPointError. The last two read the gradients once more.
     backend : module, optional
         Where the update functions are looked up: `fastnorm` by default.
+
+    Attributes
+    ----------
+    lr : float
+        Learning rate of the next step; may be set.
+    skipped_steps : int
+        Calls of `step` that changed nothing because of ``nonfinite="skip"``; saved with the state.
 
     Raises
     ------
     TypeError
         If a parameter is no array of float32 or float64, or a value is of the wrong kind.
     ValueError
-        If a number is out of its range, or a parameter is read-only or given twice.
+        If a number is out of its range, ``nonfinite`` is none of the three, or a parameter is read-only or given twice.
 
     Examples
     --------
@@ -394,9 +483,9 @@ class AdamW(Adam):
 
     def __init__(self, params: Arrays, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
                  weight_decay: float = 1e-2, amsgrad: bool = False, *, maximize: bool = False,
-                 epsilon_hat: bool = False, backend: Backend = None) -> None:
+                 epsilon_hat: bool = False, nonfinite: str = "propagate", backend: Backend = None) -> None:
         super().__init__(params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize,
-                         decoupled_weight_decay=True, epsilon_hat=epsilon_hat, backend=backend)
+                         decoupled_weight_decay=True, epsilon_hat=epsilon_hat, nonfinite=nonfinite, backend=backend)
 
 
 class Adagrad(Optimizer):
@@ -418,15 +507,25 @@ class Adagrad(Optimizer):
         Added to the denominator, >= 0.
     maximize : bool, default False
         Ascend in place of descend.
+    nonfinite : {"propagate", "skip", "raise"}, default "propagate"
+        What a step does about a gradient that holds NaN or infinity: update with it; change nothing but
+        `skipped_steps`; or change nothing and raise FloatingPointError. The last two read the gradients once more.
     backend : module, optional
         Where the update functions are looked up: `fastnorm` by default.
+
+    Attributes
+    ----------
+    lr : float
+        Learning rate of the next step; may be set.
+    skipped_steps : int
+        Calls of `step` that changed nothing because of ``nonfinite="skip"``; saved with the state.
 
     Raises
     ------
     TypeError
         If a parameter is no array of float32 or float64, or a value is of the wrong kind.
     ValueError
-        If a number is out of its range, or a parameter is read-only or given twice.
+        If a number is out of its range, ``nonfinite`` is none of the three, or a parameter is read-only or given twice.
 
     Examples
     --------
@@ -442,10 +541,10 @@ class Adagrad(Optimizer):
 
     def __init__(self, params: Arrays, lr: float = 1e-2, lr_decay: float = 0.0, weight_decay: float = 0.0,
                  initial_accumulator_value: float = 0.0, eps: float = 1e-10, *, maximize: bool = False,
-                 backend: Backend = None) -> None:
+                 nonfinite: str = "propagate", backend: Backend = None) -> None:
         fill = check_number("initial_accumulator_value", initial_accumulator_value)
         super().__init__(params, lr, {"lr_decay": lr_decay, "eps": eps, "weight_decay": weight_decay,
-                                      "maximize": maximize}, backend, fill)
+                                      "maximize": maximize}, nonfinite, backend, fill)
 
     def _buffer_names(self, options: dict[str, Any]) -> tuple[str, ...]:
         return ("state_sums",)

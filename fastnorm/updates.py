@@ -1,6 +1,6 @@
-"""Optimizer updates in place: momentum, RMSProp, Adam, Adagrad, and gradient clipping by norm.
+"""Optimizer updates in place: momentum, RMSProp, Adam, Adagrad; gradient clipping by norm, and a look for NaN.
 
-Every function takes one array or a list of arrays an argument and updates the whole list in one call. The formulas and
+Every function takes one array or a list of arrays an argument and handles the whole list in one call. The formulas and
 defaults are PyTorch's; ``fastnorm.optim`` holds the classes that keep the state.
 """
 
@@ -28,7 +28,7 @@ from ._arrays import (
 from ._kernels import checks
 from ._runtime import kernels
 
-__all__ = ["adagrad_step", "adam_step", "clip_grad_norm", "momentum_step", "rmsprop_step"]
+__all__ = ["adagrad_step", "adam_step", "all_finite", "clip_grad_norm", "momentum_step", "rmsprop_step"]
 
 Arrays = Array | list[Array] | tuple[Array, ...]
 Argument = tuple[str, object, bool]  # name, value, whether the call writes it
@@ -542,3 +542,39 @@ def clip_grad_norm(grads: Arrays, max_norm: float) -> float:
     lists, constants = _check_clip(grads, max_norm)
     norm: float = _run(kernels.optimizer.clip_grad_norm, lists, (0,), *constants)
     return norm
+
+
+# -- values that are not finite ----------------------------------------------------------------------------------------
+
+
+def _check_all_finite(arrays: object) -> Lists:
+    return check_lists(("arrays", arrays, False))
+
+
+def all_finite(arrays: Arrays) -> bool:
+    """Tell whether no element of any array is NaN or infinite, in one pass over memory and without a copy.
+
+    Parameters
+    ----------
+    arrays : ndarray or list of ndarray
+        Arrays of any shape and layout, float32 or float64, such as the gradients of a step; only read.
+
+    Returns
+    -------
+    bool
+        ``all(numpy.isfinite(a).all() for a in arrays)``; True for an empty list.
+
+    Raises
+    ------
+    TypeError
+        If ``arrays`` is no array or list of arrays, or a dtype is not supported.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastnorm as fn
+    >>> fn.all_finite([np.ones(3), np.array([1.0, np.inf])])
+    False
+    """
+    finite: bool = _run(kernels.optimizer.all_finite, _check_all_finite(arrays), (0,))
+    return finite

@@ -332,41 +332,6 @@ def test_names_that_the_terminal_cannot_show(tmp_path, rng):
 # -- checkpoints -------------------------------------------------------------------------------------------------------
 
 
-def test_checkpoint_round_trip(tmp_path):
-    state = {"numbers": {"a": np.arange(3.0), "b": np.uint64(2**64 - 1) * np.ones((), np.uint64)}, "big": 2**127,
-             "list": [0.1, [np.float32(0.5), None], "text", True], "empty": {}, "nan": float("inf")}
-    checkpoint.save(tmp_path / "state.npz", state)
-    loaded = checkpoint.load(tmp_path / "state.npz")
-    np.testing.assert_array_equal(loaded["numbers"].pop("a"), np.arange(3.0))
-    assert loaded["numbers"].pop("b") == np.uint64(2**64 - 1)
-    assert loaded == {"numbers": {}, "big": 2**127, "list": [0.1, [0.5, None], "text", True], "empty": {},
-                      "nan": float("inf")}
-
-
-@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=repr)
-def test_a_save_that_fails_keeps_the_old_file(tmp_path, monkeypatch, failure):
-    file = tmp_path / "run.npz"
-    checkpoint.save(file, {"epoch": 1})
-
-    def half_written(stream, **arrays):
-        stream.write(b"PK")
-        raise failure
-
-    monkeypatch.setattr(np, "savez", half_written)
-    with pytest.raises((checkpoint.UserError, KeyboardInterrupt)):
-        checkpoint.save(file, {"epoch": 2})
-    assert checkpoint.load(file) == {"epoch": 1}
-    assert os.listdir(tmp_path) == ["run.npz"]
-
-
-def test_save_follows_a_symbolic_link_and_the_umask(tmp_path):
-    (tmp_path / "link.npz").symlink_to(tmp_path / "real.npz")
-    checkpoint.save(tmp_path / "link.npz", {"epoch": 1})
-    assert (tmp_path / "link.npz").is_symlink()
-    (tmp_path / "other").touch()
-    assert (tmp_path / "real.npz").stat().st_mode == (tmp_path / "other").stat().st_mode
-
-
 class Pickled:
     """Leaves a trace if it is ever unpickled."""
 

@@ -111,7 +111,7 @@ def test_names_and_defaults_are_torchs(name):
     theirs = inspect.signature(getattr(torch.optim, {"RMSProp": "RMSprop"}.get(name, name))).parameters
     ours = inspect.signature(getattr(optim, name)).parameters
     speed = {"foreach", "capturable", "differentiable", "fused"}  # how torch computes, not what
-    assert set(theirs) - speed == set(ours) - {"backend", "epsilon_hat", "eps_inside_sqrt"}
+    assert set(theirs) - speed == set(ours) - {"backend", "epsilon_hat", "eps_inside_sqrt", "nonfinite"}
     for key in set(theirs) - speed - {"params"}:
         assert ours[key].default == theirs[key].default
     positional = [key for key, p in theirs.items() if p.kind is p.POSITIONAL_OR_KEYWORD and key not in speed]
@@ -164,6 +164,118 @@ def test_parameters_of_any_layout_are_updated(layout):
     optimizer = optim.Adam([w], lr=0.5)
     optimizer.step([np.ones((4, 6))])
     np.testing.assert_allclose(w, 0.5, rtol=1e-7)
+
+
+# -- gradients that are not finite -------------------------------------------------------------------------------------
+
+NONFINITE = pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+
+
+def everything(optimizer):
+    """Parameters and state, as they are now."""
+    return [w.copy() for w in optimizer.params], optimizer.state_dict()
+
+
+def two_shapes():
+    return [np.ones((2, 3), np.float32), np.ones(40)]
+
+
+def two_gradients(rng):
+    return [rng.standard_normal(w.shape).astype(w.dtype) for w in two_shapes()]
+
+
+@BACKENDS
+@NONFINITE
+@settings(ONE_EACH)
+def test_a_skipped_step_leaves_no_trace_but_its_count(setting, value, backend, rng):
+    """The bits of a run that never met the bad gradient, momentum's first step and Adam's bias correction included."""
+    skipping, untouched = (make(setting, two_shapes(), nonfinite=choice, backend=backend)
+                           for choice in ("skip", "propagate"))
+    for turn in range(4):
+        bad = two_gradients(rng)
+        bad[turn % 2].flat[-1] = value
+        before = everything(skipping)
+        before[1]["skipped_steps"] += 1
+        skipping.step(bad)
+        np.testing.assert_equal(everything(skipping), before)
+        good = two_gradients(rng)
+        skipping.step(good)
+        untouched.step(good)
+    assert skipping.skipped_steps == 4
+    assert untouched.skipped_steps == 0
+    np.testing.assert_equal(everything(skipping), (everything(untouched)[0], untouched.state_dict()
+                                                   | {"nonfinite": "skip", "skipped_steps": 4}))
+
+
+@BACKENDS
+@NONFINITE
+@settings(ONE_EACH)
+def test_a_refused_step_changes_nothing(setting, value, backend, rng):
+    optimizer = make(setting, two_shapes(), nonfinite="raise", backend=backend)
+    optimizer.step(two_gradients(rng))
+    before = everything(optimizer)
+    bad = two_gradients(rng)
+    bad[0][1, 2] = bad[1][5] = value
+    with pytest.raises(FloatingPointError) as caught:
+        optimizer.step(bad)
+    assert str(caught.value) == f"grads[0]: expected finite values, got {value} at position (1, 2)"
+    bad[0][1, 2] = 0
+    with pytest.raises(FloatingPointError) as caught:
+        optimizer.step(bad)
+    assert str(caught.value) == f"grads[1]: expected finite values, got {value} at position 5"
+    np.testing.assert_equal(everything(optimizer), before)
+
+
+def test_the_first_position_is_the_first_in_c_order_whatever_the_layout(layout):
+    grad = layout(np.ones((3, 4)))
+    grad[0, 3], grad[2, 0] = np.nan, np.inf
+    with pytest.raises(FloatingPointError, match=r"^grads: expected finite values, got nan at position \(0, 3\)$"):
+        optim.Adam(np.ones((3, 4)), nonfinite="raise").step(grad)
+    with pytest.raises(FloatingPointError, match=r"^grads: expected finite values, got inf$"):
+        optim.Adam(np.ones(()), nonfinite="raise").step(np.array(np.inf))
+
+
+@BACKENDS
+@settings(ONE_EACH)
+def test_by_default_the_reference_decides_what_becomes_of_nan(setting, backend):
+    w = np.ones(3)
+    optimizer = make(setting, w, backend=backend)
+    optimizer.step(np.array([1.0, np.nan, 1.0]))
+    np.testing.assert_array_equal(np.isnan(w), [False, True, False])
+    assert optimizer.state_dict()["step"] == 1
+    assert optimizer.skipped_steps == 0
+
+
+@BACKENDS
+@pytest.mark.parametrize("nonfinite", ["skip", "raise"])
+def test_a_wrong_gradient_is_refused_before_it_is_searched(nonfinite, backend):
+    optimizer = optim.Adam(np.ones(3), nonfinite=nonfinite, backend=backend)
+    with pytest.raises(ValueError, match=r"grads: expected shape \(3,\), got \(4,\)"):
+        optimizer.step(np.full(4, np.nan))
+    with pytest.raises(TypeError, match="grads: expected dtype float64, got float32"):
+        optimizer.step(np.full(3, np.nan, np.float32))
+    assert optimizer.skipped_steps == 0
+
+
+def test_the_choice_and_the_count_are_saved(tmp_path):
+    optimizer = optim.SGD(np.ones(3), nonfinite="skip")
+    optimizer.step(np.full(3, np.nan))
+    again = optim.SGD(np.ones(3), nonfinite="raise")
+    again.load_state_dict(through_a_file(optimizer.state_dict(), tmp_path / "state.npz"))
+    assert again.skipped_steps == 1
+    again.step(np.full(3, np.nan))  # skipped: the options come with the state
+    assert again.skipped_steps == 2
+
+
+def test_a_state_from_before_there_was_the_choice_is_loaded():
+    old = {key: value for key, value in optim.Adam(np.ones(3)).state_dict().items()
+           if key not in ("nonfinite", "skipped_steps")}
+    optimizer = optim.Adam(np.ones(3), nonfinite="skip")
+    optimizer.step(np.full(3, np.nan))
+    optimizer.load_state_dict(old)
+    assert optimizer.skipped_steps == 0
+    optimizer.step(np.full(3, np.nan))
+    assert optimizer.skipped_steps == 1
 
 
 # -- state -------------------------------------------------------------------------------------------------------------
@@ -241,6 +353,8 @@ BAD_STATES = [
     ({"lr": -1.0}, ValueError, "lr: expected a finite number >= 0, got -1"),
     ({"betas": (0.9, 1.0)}, ValueError, "betas[1]: expected a number in [0, 1), got 1"),
     ({"amsgrad": "no"}, TypeError, "amsgrad: expected True or False, got str"),
+    ({"nonfinite": "ignore"}, ValueError, "nonfinite: expected one of 'propagate', 'skip', 'raise', got 'ignore'"),
+    ({"skipped_steps": -1}, ValueError, "skipped_steps: expected an integer >= 0, got -1"),
     ({"exp_avgs": np.zeros((2, 3))}, TypeError, "exp_avgs: expected a list of arrays, got ndarray"),
     ({"exp_avgs": [np.zeros(3)]}, ValueError, "exp_avgs: expected 2 arrays as in params, got 1"),
     ({"exp_avgs": [np.zeros(3), np.zeros(5)]}, ValueError, "exp_avgs[1]: expected shape (4,), got (5,)"),
@@ -296,6 +410,10 @@ REFUSED = [
     ("Adam", {"betas": (0.9, 1.5)}, ValueError, "betas[1]: expected a number in [0, 1), got 1.5"),
     ("AdamW", {"eps": -1.0}, ValueError, "eps: expected a finite number >= 0, got -1"),
     ("AdamW", {"weight_decay": np.nan}, ValueError, "weight_decay: expected a finite number >= 0, got nan"),
+    ("Adam", {"nonfinite": "ignore"}, ValueError,
+     "nonfinite: expected one of 'propagate', 'skip', 'raise', got 'ignore'"),
+    ("SGD", {"nonfinite": None}, ValueError, "nonfinite: expected one of 'propagate', 'skip', 'raise', got None"),
+    ("AdamW", {"nonfinite": True}, TypeError, "nonfinite: expected one of 'propagate', 'skip', 'raise', got bool"),
     ("Adam", {"amsgrad": 1}, TypeError, "amsgrad: expected True or False, got int"),
     ("RMSProp", {"alpha": 2.0}, ValueError, "alpha: expected a number in [0, 1], got 2"),
     ("RMSProp", {"centered": "yes"}, TypeError, "centered: expected True or False, got str"),

@@ -14,6 +14,8 @@ import fastnorm as fn
 from fastnorm._kernels import checks
 from fastnorm.reference import updates as reference
 
+BACKENDS = pytest.mark.parametrize("backend", [fn, reference], ids=["compiled", "reference"])
+
 # -- the formulas, written once more -----------------------------------------------------------------------------------
 # Each takes float64 arrays and returns the new ones and, for each, the sum of the magnitudes of its terms: what an
 # error of one rounding in every term amounts to.
@@ -356,7 +358,7 @@ def test_momentum_without_velocities_is_the_same_update(level, dtype, rng):
         assert np.all(v != 0)
 
 
-@pytest.mark.parametrize("backend", [fn, reference], ids=["compiled", "reference"])
+@BACKENDS
 def test_optional_buffers_with_their_flag_off_are_left_alone(backend, rng):
     p, g, s = np.ones(5), np.ones(5), np.zeros(5)
     spare = [rng.standard_normal(5) for _ in range(2)]
@@ -393,7 +395,7 @@ def test_columns_of_one_array_are_separate_parameters(rng):
     np.testing.assert_array_equal(block, expected)
 
 
-@pytest.mark.parametrize("backend", [fn, reference], ids=["compiled", "reference"])
+@BACKENDS
 def test_empty_lists_do_nothing(backend):
     backend.momentum_step([], [], None, lr=0.1, momentum=0)
     backend.rmsprop_step([], [], [])
@@ -482,7 +484,7 @@ def test_threads_and_alignment_do_not_change_a_bit_of_clipping(level, rng):
     assert math.sqrt(sum(np.sum(a.astype(np.float64) ** 2) for a in results[0][1])) == pytest.approx(1.5, rel=1e-6)
 
 
-@pytest.mark.parametrize("backend", [fn, reference], ids=["compiled", "reference"])
+@BACKENDS
 def test_clip_of_nonfinite_gradients(level, dtype, backend):
     """As torch.nn.utils.clip_grad_norm_ with error_if_nonfinite=False."""
     g = [np.array([1, 2], dtype), np.array([np.nan, 3], dtype)]
@@ -496,11 +498,60 @@ def test_clip_of_nonfinite_gradients(level, dtype, backend):
     np.testing.assert_array_equal(g, [[1, np.inf]])
 
 
-@pytest.mark.parametrize("backend", [fn, reference], ids=["compiled", "reference"])
+@BACKENDS
 def test_clip_to_infinity_measures_read_only_arrays(backend):
     g = np.array([3.0, 4.0])
     g.flags.writeable = False
     assert backend.clip_grad_norm([g, g], math.inf) == math.sqrt(50)
+
+
+# -- values that are not finite ----------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("n", [0, *TAILS, 16_384, 16_385, 16_400, 40_000])
+def test_one_value_that_is_not_finite_is_found_anywhere(level, dtype, n, rng):
+    """At every position of short arrays, and around the ends of tiles and vectors of long ones."""
+    largest = np.finfo(dtype).max
+    a = moved_by(rng.choice(np.array([largest, -largest, 0.0, np.finfo(dtype).smallest_subnormal], dtype), n), 3)
+    assert fn.all_finite(a)
+    ends = {i + d for i in (0, 16_384, 32_768, n) for d in range(-17, 18)}
+    for at in range(n) if n <= 257 else sorted(i for i in ends if 0 <= i < n):
+        for value in (np.nan, -np.nan, np.inf, -np.inf):
+            kept, a[at] = a[at], value
+            assert fn.all_finite(a) is False
+            a[at] = kept
+    assert fn.all_finite(a) is True
+
+
+@BACKENDS
+def test_lists_are_searched_to_their_end(level, threads, layout, backend, rng):
+    arrays = [layout(rng.standard_normal(shape).astype((np.float32, np.float64)[i % 2]))
+              for i, shape in enumerate([(3, 5), (0, 4), (300, 301), (2, 3, 4, 5)])] + [np.array(1.0)]
+    assert backend.all_finite(arrays) is True
+    for a in arrays:
+        for at in list(np.ndindex(a.shape))[::7919]:
+            kept, a[at] = a[at], np.inf
+            assert backend.all_finite(arrays) is False
+            a[at] = kept
+    assert backend.all_finite([]) is True
+
+
+@BACKENDS
+def test_finite_arrays_may_be_read_only_and_listed_twice(backend):
+    a = frozen(3)
+    assert backend.all_finite([a, a]) is True
+    assert backend.all_finite(a) is True
+
+
+@BACKENDS
+@pytest.mark.parametrize(("arrays", "message"), [
+    (3.0, "arrays: expected an array or a list of arrays, got float"),
+    ([np.ones(3), np.ones(3, int)], "arrays[1]: expected dtype float32 or float64, got int64"),
+    ([[1.0]], "arrays[0]: expected a numpy.ndarray, got list"),
+], ids=["number", "int64", "list"])
+def test_what_all_finite_refuses(backend, arrays, message):
+    with pytest.raises(TypeError) as caught:
+        backend.all_finite(arrays)
+    assert message in str(caught.value)
 
 
 # -- what they refuse --------------------------------------------------------------------------------------------------
@@ -632,7 +683,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize("backend", [fn, reference], ids=["compiled", "reference"])
+@BACKENDS
 @pytest.mark.parametrize(("function", "argument", "bad", "error", "message"), REFUSED,
                          ids=[f"{row[0]}-{row[1]}-{row[4][-24:]}" for row in REFUSED])
 def test_refused_and_nothing_written(backend, function, argument, bad, error, message):

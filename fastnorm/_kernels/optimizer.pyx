@@ -1,4 +1,5 @@
-"""Optimizer updates in place over whole lists of parameters: momentum, RMSProp, Adam, Adagrad; gradient clipping.
+"""Optimizer updates in place over whole lists of parameters: momentum, RMSProp, Adam, Adagrad; gradient clipping and a
+look for values that are not finite.
 
 Twins: fastnorm/reference/updates.py, under the names of the public functions.
 
@@ -16,7 +17,8 @@ Twins: fastnorm/reference/updates.py, under the names of the public functions.
 
 cimport numpy as cnp
 from cython.parallel cimport prange
-from libc.math cimport pow, sqrt, sqrtf
+from libc.float cimport DBL_MAX, FLT_MAX
+from libc.math cimport fabs, fabsf, pow, sqrt, sqrtf
 from libc.stdlib cimport free, malloc
 
 from .vector cimport Team, real, sum_squares, team_close, team_mark, team_open
@@ -39,6 +41,7 @@ cdef struct Tile:
     Py_ssize_t n
     bint is_float32
     double sum  # of a reduction over this tile
+    bint found  # whether a search met what it looks for in this tile
 
 cdef struct Tiles:
     Tile* tile
@@ -450,3 +453,45 @@ def clip_grad_norm(tuple grads, double max_norm, bint measure_only, int threads)
             run(tiles, scale_tile, &factor, threads)
         free(tiles.tile)
     return norm
+
+
+# -- values that are not finite ----------------------------------------------------------------------------------------
+#   |x| <= the largest finite number, for every element of all arrays; NaN fails every comparison
+
+cdef inline real magnitude(real x) noexcept nogil:
+    if real is float:
+        return fabsf(x)
+    else:
+        return fabs(x)
+
+
+cdef inline bint any_nonfinite(
+    const real* x,  # IN
+    Py_ssize_t n, real largest,
+) noexcept nogil:
+    # To the end of the tile, whatever was found: a loop that may leave early does not vectorize.
+    cdef bint found = False
+    cdef Py_ssize_t i
+    for i in range(n):
+        found |= not magnitude(x[i]) <= largest
+    return found
+
+
+cdef void any_nonfinite_tile(Tile* t, const void* constants) noexcept nogil:
+    if t.is_float32:
+        t.found = any_nonfinite(<const float*> t.array[0], t.n, FLT_MAX)
+    else:
+        t.found = any_nonfinite(<const double*> t.array[0], t.n, DBL_MAX)
+
+
+def all_finite(tuple arrays, int threads):
+    """``all_finite`` on a checked list."""
+    cdef Tiles tiles = cut((arrays,), True)
+    cdef bint found = False
+    cdef Py_ssize_t t
+    with nogil:
+        run(tiles, any_nonfinite_tile, NULL, threads)
+        for t in range(tiles.n):
+            found |= tiles.tile[t].found
+        free(tiles.tile)
+    return not found

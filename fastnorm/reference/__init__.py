@@ -23,12 +23,13 @@ from .activations import (
 from .loss import log_softmax, softmax, softmax_cross_entropy
 from .moments import Moments
 from .norm import batch_norm_backward, batch_norm_forward, batch_norm_inference
-from .updates import adagrad_step, adam_step, clip_grad_norm, momentum_step, rmsprop_step
+from .updates import adagrad_step, adam_step, all_finite, clip_grad_norm, momentum_step, rmsprop_step
 
 __all__ = [
     "Moments",
     "adagrad_step",
     "adam_step",
+    "all_finite",
     "batch_norm_backward",
     "batch_norm_forward",
     "batch_norm_inference",

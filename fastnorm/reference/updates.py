@@ -12,12 +12,13 @@ from ..updates import (
     Lists,
     _check_adagrad,
     _check_adam,
+    _check_all_finite,
     _check_clip,
     _check_momentum,
     _check_rmsprop,
 )
 
-__all__ = ["adagrad_step", "adam_step", "clip_grad_norm", "momentum_step", "rmsprop_step"]
+__all__ = ["adagrad_step", "adam_step", "all_finite", "clip_grad_norm", "momentum_step", "rmsprop_step"]
 
 # NaN and infinity pass without a warning, as in the kernels.
 _quiet = np.errstate(all="ignore")
@@ -127,3 +128,8 @@ def clip_grad_norm(grads: Arrays, max_norm: float) -> float:
         for g in lists.arrays[0]:
             g[...] = np.asarray(g, np.float64) * factor
     return norm
+
+
+def all_finite(arrays: Arrays) -> bool:
+    """Twin of `fastnorm.all_finite`."""
+    return all(bool(np.isfinite(a).all()) for a in _check_all_finite(arrays).arrays[0])
