@@ -6,7 +6,7 @@ pyproject.toml. Each ``fastnorm/_kernels/*.pyx`` is translated to C once and com
 
 Environment: ``FASTNORM_LEVELS=baseline,avx2`` builds only these levels, ``FASTNORM_OPENMP=0`` builds without OpenMP,
 ``FASTNORM_JOBS=n`` sets how many compilers run at once, ``FASTNORM_CFLAGS="-O1 -g"`` adds flags that prevail over the
-others.
+others, ``FASTNORM_DEBUG=1`` makes a debug build: assertions at the kernels' entrances, index checks, guarded scratch.
 """
 
 import os
@@ -28,6 +28,7 @@ KERNELS = Path("fastnorm/_kernels")
 PER_LEVEL = ("activation", "bandwidth", "batchnorm", "optimizer", "softmax")
 BASELINE_ONLY = ("checks", "runtime")  # no arithmetic worth a level; `runtime` runs before the CPU is known
 MSVC = sys.platform == "win32"
+DEBUG = os.environ.get("FASTNORM_DEBUG", "0") != "0"
 
 # What a level needs of the compiler. The CPU side of the same table is `fastnorm_cpu_supports` in vector.h.
 X86_LEVELS = {
@@ -41,14 +42,18 @@ X86_LEVELS = {
 # denormals for the whole process. -ffp-contract=off: vector body and tail, forward and backward give the same bits;
 # where fused multiply-add pays (exp), vector.h asks for it by name.
 FLAGS = ["/O2"] if MSVC else ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off",
-                              "-fopenmp-simd", "-fvisibility=hidden", "-Wno-unused-function", "-Wno-unreachable-code"]
+                              "-fopenmp-simd", "-fvisibility=hidden", "-Wno-unused-function", "-Wno-unused-variable",
+                              "-Wno-unreachable-code"]
+# Cython's `assert` costs nothing in a release. FASTNORM_DEBUG is also what vector.h looks at.
+FLAGS += (["/DFASTNORM_DEBUG"] if MSVC else ["-O1", "-g", "-DFASTNORM_DEBUG"]) if DEBUG else [
+    "/DCYTHON_WITHOUT_ASSERTIONS" if MSVC else "-DCYTHON_WITHOUT_ASSERTIONS"]
 OPENMP = {  # what to try, in order: (compile flags, link flags)
     "win32": [(["/openmp"], [])],
     "darwin": [(["-Xpreprocessor", "-fopenmp"], ["-lomp"]), (["-fopenmp"], ["-fopenmp"])],
 }.get(sys.platform, [(["-fopenmp"], ["-fopenmp"])])
 
-DIRECTIVES = {"language_level": 3, "boundscheck": False, "wraparound": False, "cdivision": True, "binding": False,
-              "initializedcheck": False, "freethreading_compatible": True}
+DIRECTIVES = {"language_level": 3, "boundscheck": DEBUG, "wraparound": False, "cdivision": True, "binding": False,
+              "initializedcheck": DEBUG, "freethreading_compatible": True}
 
 OPENMP_PROBE = "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n"
 FLAG_PROBE = "int main(void) { return 0; }\n"
@@ -109,7 +114,7 @@ def extensions():
     translated = cythonize(
         [Extension(f"fastnorm._kernels.{name}", [str(KERNELS / f"{name}.pyx")], depends=headers)
          for name in (*BASELINE_ONLY, *PER_LEVEL)],
-        build_dir="build/cython", compiler_directives=DIRECTIVES)
+        build_dir="build/cython-debug" if DEBUG else "build/cython", compiler_directives=DIRECTIVES)
     openmp_compile, openmp_link = openmp()
     expanded = []
     for level, level_flags in levels().items():

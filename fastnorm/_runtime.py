@@ -7,6 +7,7 @@ saves the registers of. ``FASTNORM_ISA`` names another one; asking for one that 
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from ._arrays import check_integer
+from ._quota import cpu_quota
 
 LEVELS = ("baseline", "avx2", "avx512")  # weakest first
 KERNEL_MODULES = ("activation", "bandwidth", "batchnorm", "optimizer", "softmax")
@@ -78,14 +80,14 @@ def choose_level(wanted: str | None) -> tuple[str, str]:
     raise ImportError(f"FASTNORM_ISA: expected one of {', '.join(available)}, got {wanted!r}: {reason}")
 
 
-def _threads_from_environment() -> int:
-    """``FASTNORM_NUM_THREADS`` if set, else what OpenMP would use (OMP_NUM_THREADS, the affinity mask)."""
+def _threads_from_environment() -> int | None:
+    """``FASTNORM_NUM_THREADS``, None where it is not set."""
     value = os.environ.get("FASTNORM_NUM_THREADS", "").strip()
     if not value:
-        return int(_facts.openmp_max_threads())
+        return None
     if not value.isdecimal() or not 1 <= int(value) <= MAX_THREADS:
         raise ImportError(f"FASTNORM_NUM_THREADS: expected an integer in [1, {MAX_THREADS}], got {value!r}")
-    return int(value)
+    return int(value) if _facts.openmp_version() else 1
 
 
 MAX_THREADS = 1024  # above any CPU of today; keeps a typing error from asking the system for 10**9 threads
@@ -93,11 +95,32 @@ MAX_THREADS = 1024  # above any CPU of today; keeps a typing error from asking t
 kernels = Kernels()
 _level, level_reason = choose_level(os.environ.get("FASTNORM_ISA"))
 kernels.load(_level)
-_num_threads = _threads_from_environment()
+
+# Plain module globals, each read or replaced in one step: safe from many threads, with the GIL or without.
+_num_threads = _threads_from_environment()  # what was asked for; None: what the machine offers
+_openmp_threads = _facts.openmp_max_threads()  # OpenMP's own number at import: a lower one later is a limit
+_openmp_was_told = bool(os.environ.get("OMP_NUM_THREADS"))
+_quota = min(cpu_quota(), MAX_THREADS)
+_workers_released = True  # before the last fork
+_one_thread_only = not _facts.openmp_version()
 
 
 def get_num_threads() -> int:
     """Return the number of threads that kernels use at most.
+
+    The first of these that was given decides:
+
+    1. `set_num_threads`,
+    2. the environment variable ``FASTNORM_NUM_THREADS``, read at import,
+    3. the environment variable ``OMP_NUM_THREADS``, read when OpenMP is loaded,
+    4. the CPUs that this process may use: its affinity mask (``taskset``, `os.sched_setaffinity`, also after import),
+       and the quota of its control group, read at import and rounded up.
+
+    A limit that ``threadpoolctl.threadpool_limits`` (or ``omp_set_num_threads``) sets to less than OpenMP's number at
+    import is obeyed beside all of them while it lasts. OpenMP keeps its settings for each thread: the limit holds for
+    calls from the Python thread that set it.
+
+    A child forked from this process starts with 1, as if by `set_num_threads`: forked workers are many.
 
     Returns
     -------
@@ -110,7 +133,10 @@ def get_num_threads() -> int:
     >>> fn.get_num_threads() >= 1
     True
     """
-    return _num_threads
+    limit: int = _facts.openmp_max_threads()
+    if _num_threads is None:
+        return limit if _openmp_was_told else min(limit, _facts.available_cpus(), math.ceil(_quota))
+    return min(_num_threads, limit) if limit < _openmp_threads else _num_threads
 
 
 def set_num_threads(n: int) -> None:
@@ -143,18 +169,24 @@ def set_num_threads(n: int) -> None:
     n = check_integer("n", n, 1)
     if n > MAX_THREADS:
         raise ValueError(f"n: expected an integer <= {MAX_THREADS}, got {n}")
-    _num_threads = n if _facts.openmp_version() else 1
+    _num_threads = 1 if _one_thread_only else n
+
+
+def _before_fork() -> None:
+    global _workers_released
+    _workers_released = _facts.openmp_release_workers()
 
 
 def _after_fork_in_child() -> None:
-    # libgomp's worker threads do not exist in a forked child, and starting a team there can hang: the child runs on
-    # one thread, which needs no team, until it asks for more.
-    global _num_threads
+    # A child has only the thread that forked. Where OpenMP's record of that thread's workers could not be cleared
+    # before, a team there would wait for them forever.
+    global _num_threads, _one_thread_only
     _num_threads = 1
+    _one_thread_only = _one_thread_only or not _workers_released
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+    os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)
 
 
 def _openmp_runtime() -> str:
@@ -181,7 +213,7 @@ def config() -> dict[str, str]:
         "available": ", ".join(available_levels()),
         "built": ", ".join(built_levels()),
         "architecture": _facts.architecture(),
-        "threads": str(_num_threads),
+        "threads": str(get_num_threads()),
         "OpenMP runtime": _openmp_runtime(),
         "compiler": _facts.compiler(),
         "flags": f"{kernels.batchnorm.build_flags()}",

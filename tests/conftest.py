@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -11,6 +15,25 @@ from fastnorm import _runtime
 LEVELS = _runtime.available_levels()
 # Lengths around the widths that kernels care about: empty, one, vector widths of every level ± 1, LANES ± 1.
 TAILS = [1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 127, 129, 257]
+
+
+def pytest_addoption(parser):
+    parser.addoption("--long", action="store_true", help="run the tests that take minutes or tens of GB of memory, too")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--long"):
+        for item in items:
+            if "long" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs --long"))
+
+
+def python(code, timeout=60, **environment):
+    """Run code, which may import from this folder, in a fresh interpreter with these environment variables."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("FASTNORM_", "OMP_"))}
+    env["PYTHONPATH"] = os.pathsep.join([os.path.dirname(__file__), *filter(None, [env.get("PYTHONPATH")])])
+    return subprocess.run([sys.executable, "-c", code], env=env | environment, capture_output=True, text=True,
+                          timeout=timeout)
 
 
 @pytest.fixture(params=LEVELS)

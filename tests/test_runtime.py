@@ -11,18 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import LEVELS
+from conftest import LEVELS, python
 
 import fastnorm as fn
 from fastnorm import _runtime
-
-
-def python(code, **environment):
-    """Run code in a fresh interpreter with these environment variables."""
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("FASTNORM_", "OMP_"))}
-    return subprocess.run([sys.executable, "-c", code], env=env | environment, capture_output=True, text=True,
-                          timeout=60)
-
 
 SHOW = "import fastnorm as fn; from fastnorm import _runtime; print(_runtime.kernels.level, fn.get_num_threads())"
 

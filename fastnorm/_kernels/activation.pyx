@@ -16,8 +16,8 @@ from cython.parallel cimport prange
 
 from .vector cimport (
     ACTIVATION_CELU, ACTIVATION_ELU, ACTIVATION_LEAKY_RELU, ACTIVATION_RELU, ACTIVATION_SIGMOID, ACTIVATION_TANH,
-    STREAM_BYTES, Team, activation, activation_backward, data, dropout_run, is_float32, philox4x32, real,
-    stream_copy, stream_fence, team_close, team_mark, team_open,
+    STREAM_BYTES, Team, activation, activation_backward, data, dropout_run, fits, is_float32, philox4x32,
+    real, stream_copy, stream_fence, team_close, team_mark, team_open,
 )
 
 include "common.pxi"
@@ -123,6 +123,7 @@ cdef run(Job* job, object dy, object x, object out, int threads):
     cdef bint single = is_float32(x)
     cdef bint stream = (n * (sizeof(float) if single else sizeof(double)) >= STREAM_BYTES and out_data != x_data
                         and out_data != dy_data)
+    assert fits(x, n, x) and fits(dy, n, x) and fits(out, n, x)
     with nogil:
         if single:
             run_tiles(job, <const float*> dy_data, <const float*> x_data, <float*> out_data, n, stream, threads)

@@ -42,7 +42,7 @@ from .vector cimport (
     bn_add_finite, bn_any_far, bn_apply, bn_apply_channels, bn_channel_sums, bn_finish_reduction, bn_gradient,
     bn_gradient_channels, bn_in_range, bn_merge, bn_merge_chunk, bn_parameters, bn_reduce_columns, bn_reduce_run,
     bn_spread, bn_square_sum, bn_stats_columns, bn_stats_run, bn_typical, bn_update_running, bn_wide_moments, data,
-    is_float32, lanes_sum, real, scratch_alloc, scratch_free, stream_copy, stream_fence, team_close, team_mark,
+    fits, is_float32, lanes_sum, real, scratch_alloc, scratch_free, stream_copy, stream_fence, team_close, team_mark,
     team_open,
 )
 
@@ -813,6 +813,10 @@ def forward(x, residual, y, gamma, beta, running_mean, running_var, table, inv_s
     cdef Py_ssize_t size = outer * channels * inner, itemsize = 4 if is_float32(x) else 8
     cdef Team team
     cdef void *memory
+    assert fits(x, size, x) and fits(residual, size, x) and fits(y, size, x)
+    assert fits(gamma, channels, x) and fits(beta, channels, x)
+    assert fits(running_mean, channels, x) and fits(running_var, channels, x)
+    assert fits(table, BN_ROWS * channels, x) and fits(inv_std, channels, inv_std)
     if size == 0:
         return
     job.residual, job.y, job.gamma, job.beta = data(residual), data(y), data(gamma), data(beta)
@@ -849,6 +853,9 @@ def backward(dy, x, residual, dx, dresidual, table, inv_std, dgamma, dbeta, Py_s
     cdef Py_ssize_t size = outer * channels * inner, itemsize = 4 if is_float32(x) else 8
     cdef Team team
     cdef void *memory
+    assert fits(x, size, x) and fits(dy, size, x) and fits(residual, size, x)
+    assert fits(dx, size, x) and fits(dresidual, size, x) and fits(dgamma, channels, x) and fits(dbeta, channels, x)
+    assert fits(table, BN_ROWS * channels, x) and fits(inv_std, channels, inv_std)
     job.dgamma, job.dbeta = data(dgamma), data(dbeta)
     if size == 0:
         memset(job.dgamma, 0, channels * itemsize)
@@ -879,6 +886,7 @@ def moments(x, mean, m2, Py_ssize_t outer, Py_ssize_t channels, Py_ssize_t inner
     cdef bint float32 = is_float32(x)
     cdef Team team
     cdef void *memory
+    assert fits(x, outer * channels * inner, x) and fits(mean, channels, m2) and fits(m2, channels, mean)
     if outer * channels * inner == 0:
         return
     plan(&job, 4 if float32 else 8, 1, True)
@@ -905,6 +913,8 @@ def standardize(x, y, mean, var, table, inv_std, Py_ssize_t outer, Py_ssize_t ch
     cdef const double *var_in = <const double*> data(var)
     cdef Team team
     cdef void *memory
+    assert fits(x, size, x) and fits(y, size, x) and fits(mean, channels, inv_std) and fits(var, channels, inv_std)
+    assert fits(table, (BN_BETA + 1) * channels, x) and fits(inv_std, channels, inv_std)
     if size == 0:
         return
     job.y, job.table, job.inv_std = data(y), data(table), <double*> data(inv_std)

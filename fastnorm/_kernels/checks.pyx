@@ -6,7 +6,9 @@ is (another layout, a subclass, address ranges that meet without sharing a byte)
 """
 
 cimport numpy as cnp
-from libc.stdlib cimport free, malloc, qsort
+from libc.stdlib cimport qsort
+
+from .vector cimport scratch_alloc, scratch_free
 
 cnp.import_array()
 
@@ -106,7 +108,7 @@ cdef bint are_optimizer_lists(tuple lists, tuple arguments) except -1:
     cdef object item
     cdef bint is_written, well = True
     if n_lists * n > 16:
-        ranges = <Range*> malloc(n_lists * n * sizeof(Range))
+        ranges = <Range*> scratch_alloc(n_lists * n * sizeof(Range))
         if ranges is NULL:
             raise MemoryError("fastnorm: no memory for the address ranges of an optimizer call")
     for j in range(n_lists):
@@ -126,7 +128,7 @@ cdef bint are_optimizer_lists(tuple lists, tuple arguments) except -1:
             break
     well = well and are_disjoint(ranges, n_ranges)
     if ranges is not few:
-        free(ranges)
+        scratch_free(ranges)
     return well
 
 

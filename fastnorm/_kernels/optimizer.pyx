@@ -19,9 +19,8 @@ cimport numpy as cnp
 from cython.parallel cimport prange
 from libc.float cimport DBL_MAX, FLT_MAX
 from libc.math cimport fabs, fabsf, pow, sqrt, sqrtf
-from libc.stdlib cimport free, malloc
 
-from .vector cimport Team, real, sum_squares, team_close, team_mark, team_open
+from .vector cimport Team, fits, real, scratch_alloc, scratch_free, sum_squares, team_close, team_mark, team_open
 
 include "common.pxi"
 
@@ -69,13 +68,15 @@ cdef Tiles cut(tuple lists, bint by_lines) except *:
         size = cnp.PyArray_SIZE(<cnp.ndarray> (<tuple> lists[0])[i])
         tiles.elements += size
         tiles.n += (size + TILE - 1) // TILE
-    tiles.tile = <Tile*> malloc(max(tiles.n, 1) * sizeof(Tile))
+    tiles.tile = <Tile*> scratch_alloc(max(tiles.n, 1) * sizeof(Tile))
     if tiles.tile is NULL:
         raise MemoryError("fastnorm: no memory for the tiles of an optimizer call")
     t = tiles.tile
     for i in range(n):
         a = <cnp.ndarray> (<tuple> lists[0])[i]
         size = cnp.PyArray_SIZE(a)
+        for j in range(n_lists):
+            assert lists[j] is None or fits((<tuple> lists[j])[i], size, a)
         is_float32 = cnp.PyArray_TYPE(a) == cnp.NPY_FLOAT32
         head = 0
         if by_lines:
@@ -114,7 +115,7 @@ cdef int update(tuple lists, TileKernel kernel, const void* constants, int threa
     cdef Tiles tiles = cut(lists, True)
     with nogil:
         run(tiles, kernel, constants, threads)
-        free(tiles.tile)
+        scratch_free(tiles.tile)
     return 0
 
 
@@ -451,7 +452,7 @@ def clip_grad_norm(tuple grads, double max_norm, bint measure_only, int threads)
         factor = max_norm / (norm + 1e-6)
         if not measure_only and not factor >= 1.0:  # NaN is not, and spreads
             run(tiles, scale_tile, &factor, threads)
-        free(tiles.tile)
+        scratch_free(tiles.tile)
     return norm
 
 
@@ -493,5 +494,5 @@ def all_finite(tuple arrays, int threads):
         run(tiles, any_nonfinite_tile, NULL, threads)
         for t in range(tiles.n):
             found |= tiles.tile[t].found
-        free(tiles.tile)
+        scratch_free(tiles.tile)
     return not found

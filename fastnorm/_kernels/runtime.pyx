@@ -3,6 +3,8 @@
 cdef extern from "vector.h" nogil:
     int fastnorm_cpu_supports(const char* level)
     int fastnorm_openmp_max_threads()
+    int fastnorm_openmp_release_workers()
+    int fastnorm_available_cpus()
     int fastnorm_openmp_version()
     const char* fastnorm_compiler()
     const char* fastnorm_architecture()
@@ -17,8 +19,20 @@ def cpu_supports(str level):
 
 
 def openmp_max_threads():
-    """Threads OpenMP would use by itself (obeys OMP_NUM_THREADS and the affinity mask); 1 without OpenMP."""
+    """Threads OpenMP would use in this thread by itself: OMP_NUM_THREADS or the affinity mask when it was loaded, or
+    what was set since; 1 without OpenMP.
+    """
     return fastnorm_openmp_max_threads()
+
+
+def openmp_release_workers():
+    """End the workers that OpenMP keeps for this thread, before a fork; False where that cannot be done."""
+    return fastnorm_openmp_release_workers() != 0
+
+
+def available_cpus():
+    """CPUs that this thread may run on now; 1 without OpenMP."""
+    return fastnorm_available_cpus()
 
 
 def openmp_version():

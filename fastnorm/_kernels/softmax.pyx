@@ -23,6 +23,7 @@ from .vector cimport (
     Team,
     at_offset,
     data,
+    fits,
     is_float32,
     lanes_dot,
     lanes_exp,
@@ -195,7 +196,7 @@ def check_labels(labels, Py_ssize_t classes, bint has_ignore, int64_t ignore, we
         return total if wrong == 0 else None
     wrongs = <Py_ssize_t*> scratch_alloc(tiles * (sizeof(Py_ssize_t) + sizeof(double)))
     if wrongs == NULL:
-        raise MemoryError
+        raise MemoryError("fastnorm: no memory for the check of labels")
     totals = <double*> (wrongs + tiles)
     team = team_open(threads, 8.0 * n)
     with nogil:
@@ -570,7 +571,7 @@ cdef double run(Job* job, bint float32, int threads) except? -1:
         threads = 1
     scratch = <char*> scratch_alloc(threads * job.scratch_bytes + job.blocks * sizeof(double))
     if scratch == NULL:
-        raise MemoryError
+        raise MemoryError("fastnorm: no memory for the scratch of softmax")
     losses = <double*> (scratch + threads * job.scratch_bytes)
     with nogil:
         if float32:
@@ -589,6 +590,7 @@ def softmax(x, out, Py_ssize_t outer, Py_ssize_t classes, Py_ssize_t inner, bint
     out : (outer, classes, inner)   # OUT, may be x
     """
     cdef Job job
+    assert fits(x, outer * classes * inner, x) and fits(out, outer * classes * inner, x)
     memset(&job, 0, sizeof(Job))
     job.form = LOG_SOFTMAX if log else SOFTMAX
     job.outer, job.classes, job.inner = outer, classes, inner
@@ -617,6 +619,9 @@ def cross_entropy(x, labels, probabilities, weight, dlogits, losses, Py_ssize_t 
     cdef Job job
     cdef double loss = 0
     cdef bint float32 = is_float32(x)
+    assert fits(x, outer * classes * inner, x) and fits(dlogits, outer * classes * inner, x)
+    assert fits(labels, outer * inner, labels) and fits(probabilities, outer * classes * inner, x)
+    assert fits(weight, classes, x) and fits(losses, 1 if reduce else outer * inner, x)
     memset(&job, 0, sizeof(Job))
     job.form = CROSS_ENTROPY
     job.outer, job.classes, job.inner = outer, classes, inner

@@ -20,6 +20,15 @@
 #ifdef _OPENMP
 #include <omp.h>
 #endif
+#ifdef FASTNORM_DEBUG
+#include <stdio.h>
+#endif
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(address, bytes) ((void)0)
+#define ASAN_UNPOISON_MEMORY_REGION(address, bytes) ((void)0)
+#endif
 #if defined(__SSE2__) || defined(_M_X64)
 #include <immintrin.h>
 #define FASTNORM_X86 1
@@ -83,6 +92,29 @@ static int fastnorm_openmp_version(void) {
 static int fastnorm_openmp_max_threads(void) {
 #ifdef _OPENMP
     return omp_get_max_threads();
+#else
+    return 1;
+#endif
+}
+
+/* CPUs that this thread may run on now: its affinity mask, where the system has one. */
+static int fastnorm_available_cpus(void) {
+#ifdef _OPENMP
+    return omp_get_num_procs();
+#else
+    return 1;
+#endif
+}
+
+/* End the workers that libgomp keeps for this thread, so that a child forked from here does not wait for threads that it
+   does not have. 0 where that cannot be done. libomp, which Clang links, looks after its own workers at a fork. */
+static int fastnorm_openmp_release_workers(void) {
+#if defined(_OPENMP) && defined(__GNUC__) && !defined(__clang__)
+#if __GNUC__ >= 9
+    return omp_pause_resource(omp_pause_hard, omp_get_initial_device()) == 0;
+#else
+    return 0;
+#endif
 #else
     return 1;
 #endif
@@ -157,20 +189,58 @@ static void stream_fence(void) {
 #endif
 }
 
-/* Scratch memory on a cache line boundary; `scratch_free` takes it back. NULL when there is none. */
+/* Scratch memory on a cache line boundary; `scratch_free` takes it back. NULL when there is none.
+   A debug build fills it with NaN, so that a value that was never set shows; puts a guard behind it, which
+   `scratch_free` looks at; and has no memory while the environment variable FASTNORM_FAIL_ALLOC is set. */
+typedef struct {
+    void *raw;
+    unsigned char *end;
+} ScratchHeader;
+
+#ifdef FASTNORM_DEBUG
+enum { SCRATCH_GUARD = 64, SCRATCH_GUARD_BYTE = 0xA5 };
+
+static int scratch_fails(void) { return getenv("FASTNORM_FAIL_ALLOC") != NULL; }
+
+static void scratch_mark(unsigned char *begin, unsigned char *end) {
+    memset(begin, 0xFF, (size_t)(end - begin)); /* NaN in either dtype */
+    memset(end, SCRATCH_GUARD_BYTE, SCRATCH_GUARD);
+    ASAN_POISON_MEMORY_REGION(end, SCRATCH_GUARD);
+}
+
+static void scratch_check(const unsigned char *end) {
+    ASAN_UNPOISON_MEMORY_REGION(end, SCRATCH_GUARD);
+    for (int i = 0; i < SCRATCH_GUARD; i++) {
+        if (end[i] != SCRATCH_GUARD_BYTE) {
+            fprintf(stderr, "fastnorm: byte %d behind scratch memory was written\n", i);
+            abort();
+        }
+    }
+}
+#else
+enum { SCRATCH_GUARD = 0 };
+static int scratch_fails(void) { return 0; }
+static void scratch_mark(unsigned char *begin, unsigned char *end) { (void)begin, (void)end; }
+static void scratch_check(const unsigned char *end) { (void)end; }
+#endif
+
 static void *scratch_alloc(size_t bytes) {
-    char *raw = (char *)malloc(bytes + 64 + sizeof(void *));
-    if (raw == NULL) return NULL;
-    char *aligned = (char *)(((uintptr_t)raw + sizeof(void *) + 63) & ~(uintptr_t)63);
-    memcpy(aligned - sizeof(void *), &raw, sizeof(void *));
+    if (scratch_fails()) return NULL;
+    ScratchHeader header = {malloc(bytes + 63 + sizeof header + SCRATCH_GUARD), NULL};
+    if (header.raw == NULL) return NULL;
+    unsigned char *aligned = (unsigned char *)(((uintptr_t)header.raw + sizeof header + 63) & ~(uintptr_t)63);
+    header.end = aligned + bytes;
+    memcpy(aligned - sizeof header, &header, sizeof header);
+    scratch_mark(aligned, header.end);
     return aligned;
 }
 
 static void scratch_free(void *scratch) {
     if (scratch == NULL) return;
-    void *raw;
-    memcpy(&raw, (char *)scratch - sizeof(void *), sizeof(void *));
-    free(raw);
+    ScratchHeader header;
+    memcpy(&header, (unsigned char *)scratch - sizeof header, sizeof header);
+    scratch_check(header.end);
+    free(header.raw);
 }
 
 /* -- teams of threads ----------------------------------------------------------------------------------------------- */

@@ -168,6 +168,20 @@ cdef inline void* data(object a) noexcept:
     return NULL if a is None else cnp.PyArray_DATA(<cnp.ndarray> a)
 
 
+cdef inline bint fits(object a, Py_ssize_t n, object like) except -1:
+    """Whether an array, unless it is absent, is one aligned block of n elements of `like`'s dtype.
+
+    For the assertions at the kernels' entrances, which debug builds alone keep: the thin layer has made sure of it.
+    """
+    cdef Py_ssize_t last = 0, length, stride  # last: where the last element is
+    if a is None:
+        return True
+    for length, stride in zip(a.shape, a.strides):
+        last += (length - 1) * stride
+    return (a.size == n and a.dtype == like.dtype and a.flags.aligned
+            and (n == 0 or last == (n - 1) * <Py_ssize_t> a.itemsize))
+
+
 cdef inline bint is_float32(object a) noexcept:
     """Whether an array of float32 or float64 is one of float32."""
     return cnp.PyArray_TYPE(<cnp.ndarray> a) == cnp.NPY_FLOAT32
