@@ -5,8 +5,9 @@ pyproject.toml. Each ``fastnorm/_kernels/*.pyx`` is translated to C once and com
 ``fastnorm/_kernels/<level>/``; ``fastnorm/_runtime.py`` decides at import which level runs.
 
 Environment: ``FASTNORM_LEVELS=baseline,avx2`` builds only these levels, ``FASTNORM_OPENMP=0`` builds without OpenMP,
-``FASTNORM_JOBS=n`` sets how many compilers run at once, ``FASTNORM_CFLAGS="-O1 -g"`` adds flags that prevail over the
-others, ``FASTNORM_DEBUG=1`` makes a debug build: assertions at the kernels' entrances, index checks, guarded scratch.
+``FASTNORM_OPENMP=/openmp`` tries no other flag for it, ``FASTNORM_JOBS=n`` sets how many compilers run at once,
+``FASTNORM_CFLAGS="-O1 -g"`` adds flags that prevail over the others, ``FASTNORM_DEBUG=1`` makes a debug build:
+assertions at the kernels' entrances, index checks, guarded scratch.
 """
 
 import os
@@ -47,9 +48,14 @@ FLAGS = ["/O2"] if MSVC else ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-ma
 # Cython's `assert` costs nothing in a release. FASTNORM_DEBUG is also what vector.h looks at.
 FLAGS += (["/DFASTNORM_DEBUG"] if MSVC else ["-O1", "-g", "-DFASTNORM_DEBUG"]) if DEBUG else [
     "/DCYTHON_WITHOUT_ASSERTIONS" if MSVC else "-DCYTHON_WITHOUT_ASSERTIONS"]
-OPENMP = {  # what to try, in order: (compile flags, link flags)
-    "win32": [(["/openmp"], [])],
-    "darwin": [(["-Xpreprocessor", "-fopenmp"], ["-lomp"]), (["-fopenmp"], ["-fopenmp"])],
+# What to try, in order: (compile flags, link flags). Apple's Clang knows OpenMP behind its driver's back and brings no
+# runtime: libomp is where CFLAGS and LDFLAGS point, or Homebrew's, which is in no folder that compilers search.
+HOMEBREW = ("/opt/homebrew/opt/libomp", "/usr/local/opt/libomp")
+OPENMP = {
+    "win32": [(["/openmp:llvm"], []), (["/openmp"], [])],
+    "darwin": [(["-Xpreprocessor", "-fopenmp"], ["-lomp"]),
+               *((["-Xpreprocessor", "-fopenmp", f"-I{at}/include"], [f"-L{at}/lib", "-lomp"]) for at in HOMEBREW),
+               (["-fopenmp"], ["-fopenmp"])],
 }.get(sys.platform, [(["-fopenmp"], ["-fopenmp"])])
 
 DIRECTIVES = {"language_level": 3, "boundscheck": DEBUG, "wraparound": False, "cdivision": True, "binding": False,
@@ -77,7 +83,8 @@ def accepts(source, compile_flags, link_flags=()):
         try:
             os.dup2(quiet, 2)  # a refused probe is an answer, not an error to show
             objects = compiler.compile([str(file)], output_dir=folder, extra_postargs=list(compile_flags))
-            compiler.link_executable(objects, str(Path(folder, "probe")), extra_postargs=list(link_flags))
+            # linked as the kernels will be: LDFLAGS are not for executables
+            compiler.link_shared_object(objects, str(Path(folder, "probe.so")), extra_postargs=list(link_flags))
         except Exception:  # every compiler class has exceptions of its own; any of them means "no"
             return False
         finally:
@@ -100,8 +107,9 @@ def levels():
 
 def openmp():
     """The first pair of OpenMP flags that works, or two empty lists."""
-    if os.environ.get("FASTNORM_OPENMP") != "0":
-        for compile_flags, link_flags in OPENMP:
+    wanted = os.environ.get("FASTNORM_OPENMP", "")
+    if wanted != "0":
+        for compile_flags, link_flags in [([wanted], [] if MSVC else [wanted])] if wanted else OPENMP:
             if accepts(OPENMP_PROBE, compile_flags, link_flags):
                 return compile_flags, link_flags
     print("fastnorm: building without OpenMP; kernels will run on one thread", file=sys.stderr)

@@ -24,6 +24,11 @@ _NOT_BUILT = """fastnorm: no compiled kernels in {folder}.
 This is a source tree that was not built. Build it in place with `pip install -e .`, or, if fastnorm is installed
 elsewhere, start Python in another directory so that the installed package is imported."""
 
+if sys.platform == "darwin":
+    # LLVM's runtime ends a process that holds two copies of it. On macOS each wheel brings its own (PyTorch's, ours),
+    # and the loader does not merge them; two pools of threads are slower, but right. scikit-learn does the same.
+    os.environ.setdefault("KMP_DUPLICATE_LIB_OK", "TRUE")
+
 try:
     from ._kernels import runtime as _facts
 except ImportError as error:

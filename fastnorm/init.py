@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -28,7 +29,8 @@ from ._arrays import Array, check_dtype, check_integer
 
 __all__ = ["he_normal", "he_uniform", "lecun_normal", "lecun_uniform", "xavier_normal", "xavier_uniform"]
 
-Rng = np.random.Generator | int | None
+# A string, because touching np.random here would import it: 8 ms that only those who initialize need to pay.
+Rng: TypeAlias = "np.random.Generator | int | None"
 
 
 def _generator(rng: object) -> np.random.Generator:

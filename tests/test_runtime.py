@@ -66,6 +66,33 @@ def test_unbuilt_tree_says_what_to_do(tmp_path):
 has_openmp = pytest.mark.skipif(not _runtime._facts.openmp_version(), reason="built without OpenMP: one thread")
 
 
+def test_import_leaves_numpy_random_alone():
+    """It is a third of what `import fastnorm` would cost; NumPy's own import loads it up to 2.2."""
+    done = python("import sys, numpy\nbefore = set(sys.modules)\nimport fastnorm\nprint(set(sys.modules) - before)")
+    assert "'fastnorm'" in done.stdout
+    assert "'numpy.random'" not in done.stdout
+
+
+ONE_POOL = """
+import ctypes
+try:
+    ctypes.CDLL("libgomp.so.1")
+except OSError:
+    raise SystemExit("no libgomp outside fastnorm")
+from fastnorm import _runtime
+print(_runtime._openmp_runtime())
+"""
+
+
+@has_openmp
+def test_an_openmp_runtime_that_is_already_loaded_is_used():
+    """Two copies of libgomp are two pools of threads, which spin on the same cores; a repaired wheel brings a copy."""
+    done = python(ONE_POOL)
+    if "libgomp" not in fn._runtime._openmp_runtime() or "no libgomp outside" in done.stderr:
+        pytest.skip("fastnorm's libgomp is the only one here")
+    assert done.stdout.count("libgomp") == 1, done.stdout
+
+
 @has_openmp
 def test_thread_settings():
     assert python(SHOW, FASTNORM_NUM_THREADS="5", OMP_NUM_THREADS="3").stdout.split()[1] == "5"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -103,7 +103,7 @@ class RandomStream:
     """A seed and a count of the masks drawn so far, as arrays, so that a checkpoint holds them."""
 
     def __init__(self, seed: int | None) -> None:
-        number = secrets.randbits(64) if seed is None else check_integer("seed", seed, 0)
+        number = int.from_bytes(os.urandom(8)) if seed is None else check_integer("seed", seed, 0)
         if number > MAX_SEED:
             raise ValueError(f"seed: expected an integer < 2**64, got {number}")
         self.seed = np.array(number, np.uint64)
