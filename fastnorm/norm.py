@@ -38,6 +38,7 @@ __all__ = ["BatchNormCache", "batch_norm_backward", "batch_norm_forward", "batch
 # The kernels' numbers for what follows the normalization: the enum in vector.h.
 ACTIVATIONS = {None: 0, "relu": 1, "leaky_relu": 2}
 TABLE_ROWS = 6  # BN_ROWS in vector.h
+FORWARD_ROWS = 4  # of these, the ones that a forward call fills
 
 Backward = tuple[Array, Array | None, Array | None] | tuple[Array, Array | None, Array | None, Array]
 

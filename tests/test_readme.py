@@ -1,4 +1,4 @@
-"""The README's example runs, and its commands are where `.ci/run` looks for them."""
+"""The README's examples run, and its commands are where `.ci/run` looks for them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,25 @@ import pytest
 README = Path(__file__).parents[1] / "README.md"
 
 
+def examples():
+    return re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+
+
 @pytest.mark.skipif(not README.exists(), reason="tests run outside a checkout")
 def test_example_runs_and_learns(capsys):
-    (example,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    example = examples()[0]
     assert len(example.strip().splitlines()) <= 13
     exec(compile(example, "README.md", "exec"), {})
     loss = float(capsys.readouterr().out.split()[-1])
     assert loss < 2.0  # ln 10 = 2.3 is chance
+
+
+@pytest.mark.skipif(not README.exists(), reason="tests run outside a checkout")
+@pytest.mark.parametrize("library", ["torch", "autograd"])
+def test_example_of_an_integration_runs(library):
+    pytest.importorskip(library, reason=f"{library} is not installed")
+    (example,) = [each for each in examples() if f"fastnorm.integrations.{library}" in each]
+    exec(compile(example, "README.md", "exec"), {})
 
 
 @pytest.mark.skipif(not README.exists(), reason="tests run outside a checkout")

@@ -1,0 +1,7 @@
+"""fastnorm inside the libraries that people already train with.
+
+Each module here needs its library, which fastnorm itself does not depend on: import the one you use.
+
+- `fastnorm.integrations.torch`: optimizers, batch norm and cross-entropy for PyTorch on the CPU.
+- `fastnorm.integrations.autograd`: functions that HIPS autograd differentiates.
+"""
