@@ -1,4 +1,4 @@
-"""The command line: `python -m fastnorm info`, `train` and `bench`."""
+"""The command line: `python -m fastnorm info`, `train`, `bench` and `accuracy`."""
 
 from __future__ import annotations
 
@@ -35,6 +35,13 @@ BENCH_END = """\
 Rivals: PyTorch, torch.compile, JAX, thinc, DeepSpeed; `pip install "fastnorm[bench]"` installs the first four.
 torch.compile and DeepSpeed compile C++ before they run, and are left out unless --full or --rivals asks for them.
 Exit status: 0, 2 for a mistake in what was given, 130 when interrupted."""
+
+ACCURACY = """\
+Measure the error of each kernel at each instruction set, in ulp, against float64 (for float32) and against long double
+(for float64), on ordinary data and on data that is hard to get right, beside PyTorch if it is installed."""
+
+ACCURACY_END = """\
+Exit status: 0, 1 if an error is beyond its bound, 2 for a mistake in what was given, 130 when interrupted."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -142,6 +149,16 @@ def _parser() -> Parser:
     add("--json", type=Path, metavar="FILE", help="write what was measured; bench/report.py reads it")
     add("--full", action="store_true",
         help="the whole grid, sizes from 1 KB to 1 GB, every instruction set, one thread too: takes an hour or more")
+
+    accuracy = commands.add_parser("accuracy", help="measure the kernels' errors in ulp", description=ACCURACY,
+                                   epilog=ACCURACY_END)
+    accuracy.set_defaults(run=_accuracy)
+    add = accuracy.add_argument
+    add("--only", metavar="PATTERN", help="only cases whose name has all these words: --only 'softmax float32'")
+    add("--quick", action="store_true", help="smaller arrays, fewer steps: seconds in place of minutes")
+    add("--exhaustive", action="store_true", help="exp of every finite float32 x <= 0, not of a sample: 2**31 of them")
+    add("--json", type=Path, metavar="FILE", help="write the figures")
+    add("--markdown", type=Path, metavar="FILE", help="write the page, docs/accuracy.md")
     return parser
 
 
@@ -169,6 +186,13 @@ def _bench(arguments: argparse.Namespace) -> None:
 
     options = vars(arguments)
     command.bench(command.Job(**{name: options[name] for name in command.Job.__dataclass_fields__}))
+
+
+def _accuracy(arguments: argparse.Namespace) -> None:
+    from ._accuracy import command
+
+    options = vars(arguments)
+    command.accuracy(command.Job(**{name: options[name] for name in command.Job.__dataclass_fields__}))
 
 
 def _one_line(text: str) -> str:

@@ -755,3 +755,12 @@ def test_clipping_large_gradients_to_a_small_norm(level):
     fast, twin = (np.linspace(-1e38, 1e38, 70, dtype=np.float32) for _ in range(2))
     assert fn.clip_grad_norm(fast, 1e-3) == pytest.approx(reference.clip_grad_norm(twin, 1e-3), rel=1e-14)
     assert_close(fast, twin, ulps=1)
+
+
+def test_adam_bias_corrections_do_not_cancel(level):
+    """1 - 0.999**2, rounded after the power, is off by 60 ulp. Steady gradients make every step lr / (1 + eps)."""
+    for backend in (fn, reference):
+        p, m, v = np.zeros(5), np.zeros(5), np.zeros(5)
+        for t in (1, 2, 3):
+            backend.adam_step(p, np.ones(5), m, v, step=t, lr=1e-3, betas=(0.9, 0.999), eps=1e-8)
+        assert_close(p, np.full(5, -3e-3 / (1 + 1e-8)), ulps=6)  # two a step

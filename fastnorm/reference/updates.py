@@ -85,7 +85,8 @@ def adam_step(params: Arrays, grads: Arrays, exp_avgs: Arrays, exp_avg_sqs: Arra
     lists, at_max, constants = _check_adam(params, grads, exp_avgs, exp_avg_sqs, step, lr, betas, eps, weight_decay,
                                            decoupled_weight_decay, amsgrad, max_exp_avg_sqs, epsilon_hat, maximize)
     t, lr, beta1, beta2, eps, weight_decay, decoupled_weight_decay, epsilon_hat, maximize = constants
-    correction1, correction2 = 1 - beta1**t, 1 - beta2**t
+    # 1 - beta**t, without cancellation
+    correction1, correction2 = (-np.expm1(t * np.log(beta)) for beta in (beta1, beta2))
     for (param, p), (_, grad), (exp_avg, m), (exp_avg_sq, v), (largest, v_max) in _positions(
             lists, (0, 1, 2, 3, at_max)):
         if decoupled_weight_decay:

@@ -1,0 +1,1 @@
+"""What `python -m fastnorm accuracy` is made of: cases, exact references, PyTorch's calls, measurement, tables."""

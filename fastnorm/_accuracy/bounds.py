@@ -1,0 +1,79 @@
+"""How large an error may be, and where PyTorch's is known to be smaller, with the reasons."""
+
+from __future__ import annotations
+
+import math
+
+from .cases import ACTIVATIONS, FLOAT64, UPDATES, Case
+
+# Half an ulp a rounding of a term as large as the scale, counted along the formula that the kernel computes; where the
+# scale lies just below a power of two, a term that rounds beyond it costs twice that.
+ULPS = {
+    # The issue's own limit; polynomial, reduction and scaling take 1.2.
+    ("exp", "exp"): 2.0,
+    # x less two numbers, a product, a sum, the rounded scale: 6 roundings; and the statistics: float sums of 64 squares
+    # err by up to 64/2 ulp in theory and sqrt(64) in fact, of which the root takes half.
+    ("batch norm forward", "y"): 8.0, ("batch norm forward", "mean"): 2.0, ("batch norm forward", "variance"): 16.0,
+    ("batch norm inference", "y"): 4.0,
+    ("batch norm backward", "dx"): 8.0, ("batch norm backward", "dgamma"): 4.0, ("batch norm backward", "dbeta"): 2.0,
+    ("Moments", "mean"): 2.0, ("Moments", "variance"): 16.0,
+    # exp 1.3, the sum of such terms the same, its additions, inverse and product: 4; and twice that just above a power
+    # of two, where an ulp is half as much of the value.
+    ("softmax", "p"): 8.0, ("cross-entropy", "gradient"): 8.0,
+    # A difference, a logarithm added up in double, a sum.
+    ("log-softmax", "log p"): 4.0, ("cross-entropy", "losses"): 4.0, ("cross-entropy", "mean loss"): 4.0,
+    ("clip by norm", "norm"): 2.0, ("clip by norm", "grads"): 2.0,
+    **{(f"{name} {direction}", output): 3.0 for name in ACTIVATIONS
+       for direction, output in (("forward", "y"), ("backward", "dx"))},
+}
+# A step of an optimizer: two products and their sum, and constants rounded to the dtype; parameters add a quotient and
+# a root, of a step smaller than themselves. In the worst case all steps err to the same side.
+STEP_ULPS = 2.5
+# In float64 the mean is one number. Rounding it costs up to an ulp of the mean, in ulps of a deviation: this factor
+# times the deviations that it lies from zero. The variance merges chunks of 64 values, whose means lie 1/8 of a
+# deviation apart.
+FAR_ULPS = {("batch norm forward", "y"): 2.0, ("batch norm forward", "variance"): 1 / 8, ("Moments", "variance"): 1 / 8,
+            ("batch norm backward", "dx"): 8.0, ("batch norm backward", "dgamma"): 2.0}
+
+
+def bound(case: Case, output: str) -> float:
+    """The largest error, in ulp, that an output of a case may have."""
+    if (case.kernel, output, case.data, case.dtype) == ("clip by norm", "norm", "denormals", FLOAT64):
+        return math.inf  # their squares are 0 in float64, in which the norm is added up
+    if case.kernel in UPDATES:
+        return STEP_ULPS * case.steps
+    key = case.kernel, output
+    far = FAR_ULPS.get(key, 0.0) * case.deviations if case.dtype == FLOAT64 else 0.0
+    return ULPS[key] + far
+
+
+# -- beside PyTorch ----------------------------------------------------------------------------------------------------
+
+# The largest of many rounding errors is a matter of chance: of two sequences of as many roundings, one is ahead by an
+# ulp on some numbers, by half of the error where steps add up, and the other is on others.
+SAME, FACTOR = 1.0, 1.5
+_CORRECTED_MEAN = ("the average is m + (1 - beta) (g - m) there, which rounds less than beta m + (1 - beta) g, but is "
+                   "NaN where both are infinite, and overflows where they are large and of opposite sign")
+_SMALL_VARIANCE = ("s - m**2 nearly vanishes in some elements, where the last bits of the stored s and m "
+                   "are magnified without the unit growing; which side is ahead is chance")
+REASONS = {
+    ("tanh forward", "y"):
+        "-u / (2 + u) from u = exp(-2|x|) - 1, which doubles the ulp that u may err; PyTorch computes with digits that "
+        "the dtype does not have",
+    ("batch norm forward", "variance"):
+        "in float64, chunks of 64 values are merged by the difference of their means, which are rounded to an ulp of "
+        "the mean; PyTorch reads the data a second time, around the final mean",
+    ("Moments", "variance"):
+        "float sums of up to 64 squared deviations; far from zero float32 data lie on a grid, and squares of integers "
+        "(0 or 1 modulo 4) round to one side. PyTorch adds up in double",
+    # The average's error goes on into what is computed from it.
+    **{(kernel, output): _CORRECTED_MEAN for kernel, update in UPDATES.items() if update.rule == "adam"
+       for output in ("exp_avgs", "params")},
+    ("RMSProp, centered, momentum", "grad_avgs"): _CORRECTED_MEAN,
+    **{("RMSProp, centered, momentum", output): _SMALL_VARIANCE for output in ("momentum_buffers", "params")},
+}
+
+
+def reason(kernel: str, output: str) -> str:
+    """Why PyTorch may be closer by more than that."""
+    return REASONS.get((kernel, output), "not explained")
