@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
+import time
+from collections import Counter
 
+import hypothesis
 import numpy as np
 import pytest
 
@@ -15,17 +19,6 @@ from fastnorm import _runtime
 LEVELS = _runtime.available_levels()
 # Lengths around the widths that kernels care about: empty, one, vector widths of every level ± 1, LANES ± 1.
 TAILS = [1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 127, 129, 257]
-
-
-def pytest_addoption(parser):
-    parser.addoption("--long", action="store_true", help="run the tests that take minutes or tens of GB of memory, too")
-
-
-def pytest_collection_modifyitems(config, items):
-    if not config.getoption("--long"):
-        for item in items:
-            if "long" in item.keywords:
-                item.add_marker(pytest.mark.skip(reason="needs --long"))
 
 
 def python(code, timeout=60, **environment):
@@ -134,3 +127,86 @@ def assert_unchanged(before, *arrays):
     """Require that arrays hold the bits that `snapshot` saw."""
     for old, new in zip(before, arrays, strict=True):
         assert old.tobytes() == new.tobytes()
+
+
+# -- options, and property tests ---------------------------------------------------------------------------------------
+
+EXAMPLES = 200  # of each function, where nothing is said: a few seconds in all
+BATCH = 250  # examples of one seed in a run of many minutes: a second or two
+
+
+def pytest_addoption(parser):
+    parser.addoption("--long", action="store_true", help="run the tests that take minutes or tens of GB of memory, too")
+    group = parser.getgroup("fuzz", "property tests (tests/test_properties.py)")
+    group.addoption("--fuzz-examples", type=int, default=EXAMPLES, metavar="N", help="examples of each function")
+    group.addoption("--fuzz-minutes", type=float, metavar="N",
+                    help="run for N minutes in all, with one seed after another")
+    group.addoption("--fuzz-seed", type=int, metavar="N", help="first seed (0; with --fuzz-minutes, a random one)")
+
+
+class Fuzzer:
+    """Runs property tests as the options say, and counts their examples by name."""
+
+    def __init__(self, config):
+        minutes = config.getoption("--fuzz-minutes")
+        self.seed = config.getoption("--fuzz-seed")
+        if self.seed is None:
+            self.seed = random.randrange(2**32) if minutes else 0
+        self.minutes = minutes
+        self.examples = BATCH if minutes else config.getoption("--fuzz-examples")
+        self.tests = 1  # that share the minutes
+        self.counts = Counter()
+
+    def __call__(self, name, strategy, example):
+        """Run one property on examples of a strategy."""
+        end = time.monotonic() + (self.minutes * 60 / self.tests if self.minutes else 0)
+        seed = self.seed
+        self.run(name, strategy, example, seed)
+        while time.monotonic() < end:
+            seed += 1
+            self.run(name, strategy, example, seed)
+
+    def run(self, name, strategy, example, seed):
+        """One batch of examples, which a seed fixes."""
+        def counted(drawn):
+            self.counts[name] += 1
+            example(drawn)
+
+        # No deadline: rare examples are large, on purpose. No database: the seed alone says what runs.
+        settings = hypothesis.settings(
+            max_examples=self.examples, deadline=None, database=None,
+            phases=[hypothesis.Phase.generate, hypothesis.Phase.shrink])
+        try:
+            hypothesis.seed(seed)(settings(hypothesis.given(strategy)(counted)))()
+        except BaseException as error:
+            error.add_note(f"again: --fuzz-seed {seed} --fuzz-examples {self.examples}")
+            raise
+
+
+FUZZER = pytest.StashKey[Fuzzer]()
+
+
+def pytest_configure(config):
+    config.stash[FUZZER] = Fuzzer(config)
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--long"):
+        for item in items:
+            if "long" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs --long"))
+    config.stash[FUZZER].tests = max(1, sum("fuzz" in getattr(item, "fixturenames", ()) for item in items))
+
+
+@pytest.fixture
+def fuzz(request):
+    """``fuzz(name, strategy, example)`` runs ``example`` on what the strategy draws, as often as the options say."""
+    return request.config.stash[FUZZER]
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    fuzzer = config.stash[FUZZER]
+    if fuzzer.counts:
+        terminalreporter.section("property tests")
+        total = f"{fuzzer.counts.total():,} examples, first seed {fuzzer.seed}"
+        terminalreporter.write_line(total + ": " + ", ".join(f"{name} {n:,}" for name, n in fuzzer.counts.items()))

@@ -239,6 +239,16 @@ def test_dense_layouts(layout, dtype, rng):
         np.testing.assert_allclose(layer.weight_grad, x.T @ dy, rtol=0, atol=40 * np.finfo(dtype).eps)
 
 
+@pytest.mark.parametrize("kind", [Dense, DropConnect])
+def test_dense_passes_nan_and_infinity_without_a_warning(kind, dtype):
+    """A warning, an error in these tests, would also leave gradients half written."""
+    layer = kind(3, 2, rng=1, dtype=dtype)
+    x, dy = np.full((4, 3), np.inf, dtype), np.array([[np.inf, np.nan], [-np.inf, 1], [0, 1], [2, 3]], dtype)
+    assert not np.isfinite(layer.forward(x)).all()
+    assert not np.isfinite(layer.backward(dy)).all()
+    assert np.isnan(layer.bias_grad).all()
+
+
 @pytest.mark.parametrize("name", fn.init.__all__)
 def test_dense_initializers(name):
     np.testing.assert_array_equal(Dense(4, 3, init=name, rng=5).weight, getattr(fn.init, name)((4, 3), rng=5))

@@ -403,6 +403,17 @@ def test_nonfinite_values_propagate_as_in_the_twin(level, value, shape, axis, na
             np.testing.assert_array_equal(*infinite, err_msg=f"result {i}")
 
 
+def test_infinite_inverse_deviation_is_the_twins(level, dtype):
+    """A running variance of 0 without eps: terms of both signs, and 0, that 1/std = inf multiplies once, not each."""
+    x, dy = np.array([[1, 1], [-2, 0]], dtype), np.array([[1, 1], [1, -1]], dtype)
+    ones, zeros = np.ones(2, dtype), np.zeros(2, dtype)
+    gradients = []
+    for module in (fn, reference):
+        _, cache = module.batch_norm_forward(x, ones, None, zeros, zeros, training=False, eps=0.0)
+        gradients.append(module.batch_norm_backward(dy, cache)[1])
+    np.testing.assert_array_equal(gradients, [[-np.inf, np.inf]] * 2)
+
+
 @pytest.mark.parametrize("size", [1e-30, 1e-20, 1e20, 1e30, 1e37])
 @pytest.mark.parametrize(("shape", "axis"), [((70, 5), 1), ((3, 4, 300), 1), ((9, 4, 3, 3), 1), ((4, 3, 5000), 1),
                                              ((40000, 10), 1)])

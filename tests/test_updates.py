@@ -750,6 +750,15 @@ def test_squares_of_large_gradients_overflow_only_in_the_average(level):
             assert_close(a, b, ulps=4)
 
 
+def test_twin_keeps_the_bits_of_subnormal_gradients():
+    """lr * g rounds to few bits where g is subnormal; g / eps first is a normal number."""
+    g = 0.8 * np.finfo(np.float64).tiny
+    for name, buffers, options in (("adagrad_step", 1, {}), ("adam_step", 2, {"betas": (0.0, 0.0)})):
+        p = np.zeros(1)
+        getattr(reference, name)(p, np.full(1, g), *np.zeros((buffers, 1)), step=1, lr=0.1, eps=1e-8, **options)
+        assert_close(p, -0.1 * (np.full(1, g) / 1e-8), ulps=2)
+
+
 def test_clipping_large_gradients_to_a_small_norm(level):
     """The factor itself is too small for float32."""
     fast, twin = (np.linspace(-1e38, 1e38, 70, dtype=np.float32) for _ in range(2))

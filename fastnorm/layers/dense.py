@@ -13,6 +13,9 @@ from .._backend import Backend
 from ..init import Rng
 from .base import Layer, RandomStream
 
+# NaN and infinity pass without a warning, as in the kernels.
+_quiet = np.errstate(all="ignore")
+
 Initializer = Callable[[tuple[int, ...], Rng, DTypeLike], Array]
 
 
@@ -91,6 +94,7 @@ class Dense(Layer):
         """Return ``dy @ weight.T`` for dy of shape (N, out_features); overwrite `grads`."""
         return self._product_backward(dy, self.weight)
 
+    @_quiet
     def _product(self, x: Array, weight: Array) -> Array:
         x = check_array("x", x, self.dtype)
         if x.ndim != 2 or x.shape[1] != weight.shape[0]:
@@ -100,6 +104,7 @@ class Dense(Layer):
             y += self.bias
         return y
 
+    @_quiet
     def _product_backward(self, dy: Array, weight: Array) -> Array:
         x: Array = self._kept(self._kept_input)
         dy = check_like("dy", dy, (x.shape[0], weight.shape[1]), self.dtype)

@@ -125,9 +125,11 @@ def batch_norm_backward(dy: Array, cache: Any, *, out: Array | None = None) -> B
             dz = np.where(z <= 0, 0, dz)
         elif activation == LEAKY_RELU:
             dz = np.where(z <= 0, dz * slope, dz)
-        xhat = (x - mean) * inv_std
+        centered = x - mean
+        xhat = centered * inv_std
         sum_dz = by_channel(dz, axis).sum(1)
-        sum_product = by_channel(dz * xhat, axis).sum(1)
+        # 1/std once, behind the sum: where it is infinite, a sum of infinities of both signs would be NaN.
+        sum_product = by_channel(dz * centered, axis).sum(1) * inv_std.reshape(-1)
         scale = inv_std if gamma is None else inv_std * gamma
         if training and x.size:
             n = x.size // x.shape[axis]

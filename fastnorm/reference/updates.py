@@ -101,9 +101,9 @@ def adam_step(params: Arrays, grads: Arrays, exp_avgs: Arrays, exp_avg_sqs: Arra
             v = np.maximum(v_max, v)
             largest[...] = v
         if epsilon_hat:
-            param[...] = p - lr * np.sqrt(correction2) / correction1 * m / (np.sqrt(v) + eps)
+            param[...] = p - lr * np.sqrt(correction2) / correction1 * (m / (np.sqrt(v) + eps))
         else:
-            param[...] = p - lr * (m / correction1) / (np.sqrt(v / correction2) + eps)
+            param[...] = p - lr * (m / correction1 / (np.sqrt(v / correction2) + eps))
 
 
 @_quiet
@@ -116,7 +116,7 @@ def adagrad_step(params: Arrays, grads: Arrays, state_sums: Arrays, *, step: int
         g = _direction(grad, p, weight_decay, maximize)
         s = s + g**2
         state_sum[...] = s
-        param[...] = p - lr / (1 + (t - 1) * lr_decay) * g / (np.sqrt(s) + eps)
+        param[...] = p - lr / (1 + (t - 1) * lr_decay) * (g / (np.sqrt(s) + eps))
 
 
 @_quiet
