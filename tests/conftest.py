@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+import textwrap
 import time
 from collections import Counter
 
@@ -208,5 +209,7 @@ def pytest_terminal_summary(terminalreporter, config):
     fuzzer = config.stash[FUZZER]
     if fuzzer.counts:
         terminalreporter.section("property tests")
-        total = f"{fuzzer.counts.total():,} examples, first seed {fuzzer.seed}"
-        terminalreporter.write_line(total + ": " + ", ".join(f"{name} {n:,}" for name, n in fuzzer.counts.items()))
+        counts = ", ".join(f"{name} {n:,}" for name, n in fuzzer.counts.items())
+        total = f"{fuzzer.counts.total():,} examples, first seed {fuzzer.seed}: {counts}"
+        for line in textwrap.wrap(total, 120, break_on_hyphens=False):
+            terminalreporter.write_line(line)
