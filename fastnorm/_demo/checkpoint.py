@@ -17,9 +17,10 @@ def check_destination(option: str, path: Path) -> None:
     """Find out before a long training that its result could not be written."""
     try:
         target = path.resolve()  # where a symbolic link leads
-        kind = target.stat().st_mode if target.exists() else stat.S_IFREG
+        # What is a link still is one of a loop: from Python 3.13 on, only `stat` finds it out.
+        kind = target.stat().st_mode if target.exists() or target.is_symlink() else stat.S_IFREG
         folder_exists = target.parent.is_dir()
-    except (OSError, RuntimeError) as error:  # too long a name, a loop of links (RuntimeError before Python 3.13)
+    except (OSError, RuntimeError) as error:  # too long a name, a loop of links
         raise UserError(f"{option}: {path}: {reason(error)}") from None
     if not stat.S_ISREG(kind):  # a device or a pipe would be replaced by a file
         found = "a directory" if stat.S_ISDIR(kind) else "a device, pipe or socket"
