@@ -105,7 +105,7 @@ kernels.load(_level)
 _num_threads = _threads_from_environment()  # what was asked for; None: what the machine offers
 _openmp_threads = _facts.openmp_max_threads()  # OpenMP's own number at import: a lower one later is a limit
 _openmp_was_told = bool(os.environ.get("OMP_NUM_THREADS"))
-_quota = min(cpu_quota(), MAX_THREADS)
+_quota = math.ceil(min(cpu_quota(), MAX_THREADS))
 _workers_released = True  # before the last fork
 _one_thread_only = not _facts.openmp_version()
 
@@ -138,10 +138,21 @@ def get_num_threads() -> int:
     >>> fn.get_num_threads() >= 1
     True
     """
+    return _threads(recent=False)
+
+
+def threads_for_call() -> int:
+    """`get_num_threads` for one call of a kernel, where the affinity mask may be 10 ms old: asking for it takes as long
+    as a small kernel.
+    """
+    return _threads(recent=True)
+
+
+def _threads(*, recent: bool) -> int:
     limit: int = _facts.openmp_max_threads()
-    if _num_threads is None:
-        return limit if _openmp_was_told else min(limit, _facts.available_cpus(), math.ceil(_quota))
-    return min(_num_threads, limit) if limit < _openmp_threads else _num_threads
+    if _num_threads is not None:
+        return min(_num_threads, limit) if limit < _openmp_threads else _num_threads
+    return limit if _openmp_was_told else int(_facts.machine_threads(_quota, recent))
 
 
 def set_num_threads(n: int) -> None:

@@ -31,7 +31,7 @@ from ._arrays import (
     matching,
     write_back,
 )
-from ._runtime import get_num_threads, kernels
+from ._runtime import kernels, threads_for_call
 
 __all__ = ["celu", "celu_backward", "dropout", "dropout_backward", "elu", "elu_backward", "leaky_relu",
            "leaky_relu_backward", "relu", "relu_backward", "sigmoid", "sigmoid_backward", "tanh", "tanh_backward"]
@@ -99,14 +99,14 @@ def _dense(a: Array) -> Array:
 def _forward(name: str, x: Array, out: Array | None, factor: float = 0.0) -> Array:
     x = _dense(x)
     y = destination(out, x)
-    kernels.activation.forward(name, x, y, factor, get_num_threads())
+    kernels.activation.forward(name, x, y, factor, threads_for_call())
     return write_back(out, y)
 
 
 def _backward(name: str, dy: Array, saved: Array, out: Array | None, factor: float = 0.0) -> Array:
     saved = _dense(saved)
     dx = destination(out, saved)
-    kernels.activation.backward(name, matching(dy, saved), saved, dx, factor, get_num_threads())
+    kernels.activation.backward(name, matching(dy, saved), saved, dx, factor, threads_for_call())
     return write_back(out, dx)
 
 
@@ -132,7 +132,7 @@ def _dropout(x: Array, p: float, seed: int, offset: int, out: Array | None) -> A
     x = _dense(x)
     y = destination(out, x)
     lengths, strides = _logical_axes(x.shape, x.strides, x.itemsize)
-    kernels.activation.dropout(x, y, scale, threshold, seed, offset, lengths, strides, get_num_threads())
+    kernels.activation.dropout(x, y, scale, threshold, seed, offset, lengths, strides, threads_for_call())
     return write_back(out, y)
 
 

@@ -171,7 +171,7 @@ def _softmax(x: object, axis: object, out: object, log: bool) -> Array:
     x, axis, out_array = _check_softmax(x, axis, out)
     dense, view = block(x, axis)
     result = destination(out_array, dense)
-    kernels.softmax.softmax(dense, result, *view, log, _runtime.get_num_threads())
+    kernels.softmax.softmax(dense, result, *view, log, _runtime.threads_for_call())
     return write_back(out_array, result)
 
 
@@ -334,7 +334,7 @@ def softmax_cross_entropy(logits: Array, targets: Array | int | np.integer[Any],
            [ 0.125,  0.75 , -0.875]])
     """
     given = _check_cross_entropy(logits, targets, axis, weight, ignore_index, label_smoothing, reduction, out)
-    threads = _runtime.get_num_threads()
+    threads = _runtime.threads_for_call()
     dense, view = block(given.logits, given.axis)
     dense_weight = None if given.weight is None else dense_vector(given.weight)
     labels = probabilities = None

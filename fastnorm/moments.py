@@ -214,7 +214,7 @@ class Moments:
     def _measure(self, x: Array, view: View) -> tuple[Array, Array]:
         """Mean and M2 of each channel of a dense array."""
         mean, m2 = np.empty(view[1]), np.empty(view[1])
-        kernels.batchnorm.moments(x, mean, m2, *view, _runtime.get_num_threads())
+        kernels.batchnorm.moments(x, mean, m2, *view, _runtime.threads_for_call())
         return mean, m2
 
     def _standardize(self, x: Array, axis: int, mean: Array, var: Array, out: Array | None) -> Array:
@@ -222,5 +222,5 @@ class Moments:
         x, view = block(x, axis)
         y = destination(out, x)
         kernels.batchnorm.standardize(x, y, mean, var, np.empty((4, view[1]), x.dtype), np.empty(view[1]), *view,
-                                      _runtime.get_num_threads())
+                                      _runtime.threads_for_call())
         return write_back(out, y)

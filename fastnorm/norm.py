@@ -191,7 +191,7 @@ def _normalize(x: Array, gamma: Array | None, beta: Array | None, running_mean: 
     mean_ = None if running_mean is None else dense_vector(running_mean)
     var_ = None if running_var is None else dense_vector(running_var)
     kernels.batchnorm.forward(x, residual, y, gamma_, beta_, mean_, var_, table, inv_std, *view, training, momentum,
-                              eps, unbiased, activation, slope, _runtime.get_num_threads())
+                              eps, unbiased, activation, slope, _runtime.threads_for_call())
     if training and running_mean is not None and running_var is not None:
         write_back(running_mean, mean_)  # type: ignore[arg-type]  # an array like running_mean
         write_back(running_var, var_)  # type: ignore[arg-type]
@@ -382,6 +382,6 @@ def batch_norm_backward(dy: Array, cache: BatchNormCache, *, out: Array | None =
     dresidual = None if residual is None else np.empty_like(x, subok=False)
     dgamma, dbeta = np.empty(view[1], x.dtype), np.empty(view[1], x.dtype)
     kernels.batchnorm.backward(matching(dy, x), x, residual, dx, dresidual, table.copy(), inv_std, dgamma, dbeta, *view,
-                               training, activation, slope, _runtime.get_num_threads())
+                               training, activation, slope, _runtime.threads_for_call())
     gradients = (write_back(out, dx), dgamma if has_gamma else None, dbeta if has_beta else None)
     return gradients if dresidual is None else (*gradients, dresidual)

@@ -104,7 +104,7 @@ def _check_disjoint_lists(arrays: list[tuple[str, Array, bool]]) -> None:
 
 def _run(kernel: Callable[..., Any], lists: Lists, present: tuple[int | None, ...], *constants: object) -> Any:
     """Call a kernel with the lists named by position (None: absent), through dense copies where they need it."""
-    threads = _runtime.get_num_threads()
+    threads = _runtime.threads_for_call()
     if lists.ready:
         arrays = lists.arrays
         return kernel(*[None if at is None else arrays[at] for at in present], *constants, threads)

@@ -80,7 +80,11 @@ class Bounded:
     def __mul__(self, other) -> Bounded:
         other = self.lift(other)
         error = (np.abs(self.value) * other.error + np.abs(other.value) * self.error + self.error * other.error)
-        return self.rounded(self.value * other.value, error, self, other)
+        product = self.rounded(self.value * other.value, error, self, other)
+        # Infinity times what may be 0 or of either sign.
+        unclear = ((np.isinf(self.value) & (other.error > 0) & (np.abs(other.value) <= other.error))
+                   | (np.isinf(other.value) & (self.error > 0) & (np.abs(self.value) <= self.error)))
+        return Bounded(product.value, product.arithmetic, np.where(unclear, np.inf, product.error))
 
     __rmul__ = __mul__
 

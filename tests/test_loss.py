@@ -500,3 +500,11 @@ def test_subclasses_count_as_plain_arrays(module):
         expected = module.softmax_cross_entropy(np.asarray(logits), np.asarray(targets), axis=1)
         for a, b in zip(module.softmax_cross_entropy(logits, targets, axis=1), expected, strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+def test_signaling_nan_weights_warn_of_nothing():
+    """A cast of one is an invalid operation to the processor: the twin must keep that to itself."""
+    weight = np.array([0x7F800001, 0x3F800000], np.uint32).view(np.float32)
+    for module in (fn, reference):
+        loss, _ = module.softmax_cross_entropy(np.zeros((1, 2), np.float32), np.array([0]), weight=weight)
+        assert np.isnan(loss)

@@ -180,7 +180,7 @@ def test_quota_without_control_groups(tmp_path):
 def test_quota_is_obeyed_unless_told_otherwise(monkeypatch):
     monkeypatch.setattr(_runtime, "_num_threads", None)
     monkeypatch.setattr(_runtime, "_openmp_was_told", False)
-    monkeypatch.setattr(_runtime, "_quota", 0.5)
+    monkeypatch.setattr(_runtime, "_quota", 1)
     assert fn.get_num_threads() == 1
     fn.set_num_threads(7)
     assert fn.get_num_threads() == 7

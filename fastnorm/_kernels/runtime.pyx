@@ -5,6 +5,7 @@ cdef extern from "vector.h" nogil:
     int fastnorm_openmp_max_threads()
     int fastnorm_openmp_release_workers()
     int fastnorm_available_cpus()
+    int fastnorm_recent_cpus()
     int fastnorm_openmp_version()
     const char* fastnorm_compiler()
     const char* fastnorm_architecture()
@@ -30,9 +31,11 @@ def openmp_release_workers():
     return fastnorm_openmp_release_workers() != 0
 
 
-def available_cpus():
-    """CPUs that this thread may run on now; 1 without OpenMP."""
-    return fastnorm_available_cpus()
+def machine_threads(int most, bint recent):
+    """What the machine offers: the least of ``most``, OpenMP's own number, and the CPUs that this thread may run on now
+    or, with ``recent``, in the last 10 ms; 1 without OpenMP.
+    """
+    return min(most, fastnorm_openmp_max_threads(), fastnorm_recent_cpus() if recent else fastnorm_available_cpus())
 
 
 def openmp_version():

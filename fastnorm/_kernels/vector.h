@@ -106,6 +106,22 @@ static int fastnorm_available_cpus(void) {
 #endif
 }
 
+/* The same, up to 10 ms old: to ask the system takes as long as a small kernel. */
+static int fastnorm_recent_cpus(void) {
+#ifdef _OPENMP
+    static FASTNORM_THREAD_LOCAL double until = 0;
+    static FASTNORM_THREAD_LOCAL int cpus = 1;
+    const double now = omp_get_wtime();
+    if (now >= until) {
+        cpus = omp_get_num_procs();
+        until = now + 10e-3;
+    }
+    return cpus;
+#else
+    return 1;
+#endif
+}
+
 /* End the workers that libgomp keeps for this thread, so that a child forked from here does not wait for threads that it
    does not have. 0 where that cannot be done. libomp, which Clang links, looks after its own workers at a fork. */
 static int fastnorm_openmp_release_workers(void) {
@@ -284,7 +300,7 @@ static TeamState *(*team_state)(void) = team_own_state;
 /* For work that reads and writes so many bytes. */
 static Team team_open(int wanted, double bytes) {
     Team team = {wanted, 0, 0, 0, 0};
-    if (wanted == 1 || wanted > omp_get_num_procs()) return team;
+    if (wanted == 1 || wanted > fastnorm_recent_cpus()) return team;
     TeamState *state = team_state();
     team.last = omp_get_wtime();
     if (team.last < state->alone_until) {

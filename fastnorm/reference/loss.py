@@ -54,9 +54,9 @@ def softmax_cross_entropy(logits: Array, targets: Array | int | np.integer[Any],
     given = _check_cross_entropy(logits, targets, axis, weight, ignore_index, label_smoothing, reduction, out)
     axis, s = given.axis, given.label_smoothing
     classes = given.logits.shape[axis]
-    w = np.ones(classes) if given.weight is None else given.weight.astype(np.float64)
 
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"):  # a signaling NaN warns even where it is only cast
+        w = np.ones(classes) if given.weight is None else given.weight.astype(np.float64)
         log_p = _log_softmax(_classes_last(given.logits, axis))
         if given.labels is not None:
             _raise_for_labels(given.labels, classes, given.ignore_index)
