@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-BLOCK = 0.01  # seconds that one side runs before it is the other's turn
+BLOCK = 0.02  # seconds that one side runs before it is the other's turn
 NOISE = 0.05
 QUANTILE = 0.2
 

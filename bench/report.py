@@ -26,7 +26,7 @@ REASONS = Path(__file__).with_name("reasons.md")
 
 METHOD = """\
 All rivals of a case run in one process and take turns of a few milliseconds. A turn begins with a pause of 10 ms, in
-which the threads of the last one stop spinning; then a call runs untimed for 12 ms, so that caches and threads are as
+which the threads of the last one stop spinning; then a call runs untimed for 15 ms, so that caches and threads are as
 in a loop of nothing else; then calls are timed for 5 ms, at least one. A time is the 20 % quantile of many. Ratios
 compare like with like: both sides allocate their outputs in the call, or both are given them, or both work in place. A
 rival with several ways to do a thing counts with its fastest.

@@ -24,7 +24,7 @@ from .._runtime import kernels
 
 QUANTILE = 0.2
 PAUSE = 10e-3        # seconds before a turn: libgomp's idle threads spin for 4 ms, on cores that the next rival wants
-WARM = 12e-3         # seconds of untimed calls: the caches fill, and the rival's threads wake up, in up to 6 ms
+WARM = 15e-3         # seconds of untimed calls: the caches fill, and the rival's threads wake up, in up to 6 ms
 TURN = 5e-3          # seconds of timed calls
 SLOW = 20e-3         # calls beyond this find nothing in the caches anyway, and are not repeated to warm up
 MIN_CALLS = 5

@@ -276,7 +276,7 @@ static void scratch_free(void *scratch) {
 #define TEAM_ALONE 2e-3
 #define TEAM_ALONE_MOST 160e-3
 #define TEAM_AWAKE 3e-3      /* after a call on several threads */
-#define TEAM_WAKING 2e-3     /* what waking costs on average */
+#define TEAM_WAKING 6e-3     /* what waking may cost */
 #define TEAM_BYTES 10e9      /* a second, that one thread gets through */
 
 /* Of one caller (a thread of Python's): shared by all kernels, through `team_state`. */
