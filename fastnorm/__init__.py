@@ -16,6 +16,7 @@ except ImportError as error:
     raise
 
 from . import checkpoint, init, layers, optim, reference
+from ._outputs import get_output_pool, set_output_pool
 from ._runtime import get_num_threads, set_num_threads, show_config
 from .activations import (
     celu,
@@ -55,6 +56,7 @@ __all__ = [
     "elu",
     "elu_backward",
     "get_num_threads",
+    "get_output_pool",
     "init",
     "layers",
     "leaky_relu",
@@ -67,6 +69,7 @@ __all__ = [
     "relu_backward",
     "rmsprop_step",
     "set_num_threads",
+    "set_output_pool",
     "show_config",
     "sigmoid",
     "sigmoid_backward",

@@ -254,16 +254,6 @@ def matching(a: Array, like: Array) -> Array:
     return copy
 
 
-def destination(out: Array | None, like: Array) -> Array:
-    """Where a kernel that walks ``like`` writes: ``out`` if it is laid out the same, else a fresh array that is.
-
-    A caller that got another array than ``out`` finishes with `write_back`.
-    """
-    if out is not None and same_layout(out, like):
-        return out
-    return np.empty_like(like, subok=False)
-
-
 def write_back(out: Array | None, result: Array) -> Array:
     """Copy the result into ``out`` if the kernel could not write there itself; return what the user gets."""
     if out is None or out is result:

@@ -26,11 +26,11 @@ from ._arrays import (
     check_like,
     check_number,
     check_writeable,
-    destination,
     is_dense,
     matching,
     write_back,
 )
+from ._outputs import destination
 from ._runtime import kernels, threads_for_call
 
 __all__ = ["celu", "celu_backward", "dropout", "dropout_backward", "elu", "elu_backward", "leaky_relu",

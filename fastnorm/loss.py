@@ -21,11 +21,11 @@ from ._arrays import (
     check_shape,
     check_writeable,
     dense_vector,
-    destination,
     first_true,
     matching,
     write_back,
 )
+from ._outputs import destination
 from ._runtime import kernels
 
 __all__ = ["log_softmax", "softmax", "softmax_cross_entropy"]

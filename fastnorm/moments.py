@@ -21,9 +21,9 @@ from ._arrays import (
     check_like,
     check_number,
     check_writeable,
-    destination,
     write_back,
 )
+from ._outputs import destination
 from ._runtime import kernels
 
 __all__ = ["Moments"]

@@ -26,11 +26,11 @@ from ._arrays import (
     check_number,
     check_writeable,
     dense_vector,
-    destination,
     matching,
     write_back,
 )
 from ._kernels import checks
+from ._outputs import destination, empty_like
 from ._runtime import kernels
 
 __all__ = ["BatchNormCache", "batch_norm_backward", "batch_norm_forward", "batch_norm_inference"]
@@ -379,7 +379,7 @@ def batch_norm_backward(dy: Array, cache: BatchNormCache, *, out: Array | None =
     _check_backward(dy, cache, BatchNormCache, out)
     x, residual, view, table, inv_std, training, activation, slope, has_gamma, has_beta = cache
     dx = destination(out, x)
-    dresidual = None if residual is None else np.empty_like(x, subok=False)
+    dresidual = None if residual is None else empty_like(x)
     dgamma, dbeta = np.empty(view[1], x.dtype), np.empty(view[1], x.dtype)
     kernels.batchnorm.backward(matching(dy, x), x, residual, dx, dresidual, table.copy(), inv_std, dgamma, dbeta, *view,
                                training, activation, slope, _runtime.threads_for_call())

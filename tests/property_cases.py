@@ -729,20 +729,25 @@ def init_errors(arguments: Arguments) -> Errors:
     return {"weights": math.inf if arguments["rng"] is None else 0.0}
 
 
-def threads_results(module: Any, arguments: Arguments) -> Any:
+def setting_results(name: str) -> Callable[[Any, Arguments], Any]:
     """The number is taken over, or refused and the old one kept."""
-    before = fn.get_num_threads()
-    try:
-        fn.set_num_threads(arguments["n"])
-    except (TypeError, ValueError):
-        assert fn.get_num_threads() == before
-        raise
-    return fn.get_num_threads()
+    get, set_ = getattr(fn, f"get_{name}"), getattr(fn, f"set_{name}")
+
+    def results(module: Any, arguments: Arguments) -> Any:
+        before = get()
+        try:
+            set_(**arguments)
+        except (TypeError, ValueError):
+            assert get() == before
+            raise
+        return get()
+
+    return results
 
 
 @st.composite
-def threads_calls(draw: st.DrawFn) -> Arguments:
-    return {"n": draw(st.one_of(st.integers(), st.integers(1, 64), st.sampled_from(ODD_OPTIONS)))}
+def setting_calls(draw: st.DrawFn, name: str) -> Arguments:
+    return {name: draw(st.one_of(st.integers(), st.integers(1, 64), st.sampled_from(ODD_OPTIONS)))}
 
 
 # -- all of them -------------------------------------------------------------------------------------------------------
@@ -783,4 +788,5 @@ OBJECTS = [
       for name in LAYERS],
     *[Function(f"init.{name}", init_calls(), init_errors, (), ("weights",), init_results(name))
       for name in fn.init.__all__],
-    Function("set_num_threads", threads_calls(), any_values, (), ("n",), threads_results)]
+    Function("set_num_threads", setting_calls("n"), any_values, (), ("n",), setting_results("num_threads")),
+    Function("set_output_pool", setting_calls("n_bytes"), any_values, (), ("n_bytes",), setting_results("output_pool"))]

@@ -191,9 +191,10 @@ def test_equals_twin_or_refuses(function, fuzz):
         (level, threads), arguments = drawn
         _runtime.kernels.load(level)
         fn.set_num_threads(threads)
+        fn.set_output_pool(pool)
         check(function, arguments)
 
-    level, threads = _runtime.kernels.level, fn.get_num_threads()
+    level, threads, pool = _runtime.kernels.level, fn.get_num_threads(), fn.get_output_pool()
     try:
         fuzz(function.name, st.tuples(setting, spoiled(function.calls)), example)
     finally:
@@ -204,5 +205,6 @@ def test_equals_twin_or_refuses(function, fuzz):
 def test_every_public_function_is_here():
     """What is not: modules, and what takes no array."""
     named = {f.name.partition(" ")[0] for f in FUNCTIONS}
-    others = {"checkpoint", "init", "layers", "optim", "reference", "get_num_threads", "set_num_threads", "show_config"}
+    others = {"checkpoint", "init", "layers", "optim", "reference", "get_num_threads", "set_num_threads",
+              "get_output_pool", "set_output_pool", "show_config"}
     assert named | others == set(fn.__all__)
