@@ -28,6 +28,7 @@ PRESENT = [page for page in GENERATED if Path(__file__).with_name(f"{page}.md").
 default_role = "py:obj"  # docstrings name functions in single backticks
 autodoc_typehints = "none"  # the docstrings say kinds, shapes and dtypes, which types cannot
 autodoc_member_order = "bysource"
+autodoc_mock_imports = ["thinc"]  # the site is built without the libraries that integrations need
 numpydoc_show_class_members = False
 add_module_names = False
 toc_object_entries_show_parents = "hide"

@@ -24,7 +24,7 @@ def test_example_runs_and_learns(capsys):
 
 
 @pytest.mark.skipif(not README.exists(), reason="tests run outside a checkout")
-@pytest.mark.parametrize("library", ["torch", "autograd"])
+@pytest.mark.parametrize("library", ["torch", "autograd", "thinc"])
 def test_example_of_an_integration_runs(library):
     pytest.importorskip(library, reason=f"{library} is not installed")
     (example,) = [each for each in examples() if f"fastnorm.integrations.{library}" in each]

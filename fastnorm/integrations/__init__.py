@@ -4,4 +4,5 @@ Each module here needs its library, which fastnorm itself does not depend on: im
 
 - `fastnorm.integrations.torch`: optimizers, batch norm and cross-entropy for PyTorch on the CPU.
 - `fastnorm.integrations.autograd`: functions that HIPS autograd differentiates.
+- `fastnorm.integrations.thinc`: optimizers for thinc and spaCy, found by name in their configurations.
 """
