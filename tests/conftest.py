@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import random
 import subprocess
@@ -28,6 +29,16 @@ def python(code, timeout=60, **environment):
     env["PYTHONPATH"] = os.pathsep.join([os.path.dirname(__file__), *filter(None, [env.get("PYTHONPATH")])])
     return subprocess.run([sys.executable, "-c", code], env=env | environment, capture_output=True, text=True,
                           timeout=timeout)
+
+
+def integration(library):
+    """Import ``fastnorm.integrations.library``, or skip visibly where that library is missing or of another version."""
+    try:
+        return importlib.import_module(f"fastnorm.integrations.{library}")
+    except ImportError as error:
+        if error.name != library:
+            raise
+        return pytest.skip(str(error), allow_module_level=True)
 
 
 @pytest.fixture(params=LEVELS)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import integration
 
 DOCS = Path(__file__).parents[1] / "docs"
 if not DOCS.exists():
@@ -20,11 +21,11 @@ sys.path.remove(str(DOCS))
 
 
 def imported_modules(program: list[Example]) -> set[str]:
-    """Top-level names of what a page's program imports."""
+    """What a page's program imports from."""
     nodes = [node for example in program for node in ast.walk(ast.parse(example.code))]
     names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
-    return {name.split(".")[0] for name in names}
+    return set(names)
 
 
 @pytest.mark.parametrize("page", examples.pages(), ids=lambda page: page.relative_to(DOCS).with_suffix("").as_posix())
@@ -32,7 +33,11 @@ def test_program_prints_what_the_page_says(page, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     program = examples.examples(page)
     for module in imported_modules(program):
-        pytest.importorskip(module)
+        package, _, library = module.partition(".integrations.")
+        if library:
+            integration(library)
+        else:
+            pytest.importorskip(package.split(".")[0])
     namespace: dict[str, object] = {"__name__": page.stem}
     for example in program:
         # as many empty lines before it as on the page, so that a traceback shows the page's line

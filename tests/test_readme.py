@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from conftest import integration
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -24,9 +25,9 @@ def test_example_runs_and_learns(capsys):
 
 
 @pytest.mark.skipif(not README.exists(), reason="tests run outside a checkout")
-@pytest.mark.parametrize("library", ["torch", "autograd", "thinc"])
+@pytest.mark.parametrize("library", ["torch", "autograd", "sklearn", "thinc"])
 def test_example_of_an_integration_runs(library):
-    pytest.importorskip(library, reason=f"{library} is not installed")
+    integration(library)
     (example,) = [each for each in examples() if f"fastnorm.integrations.{library}" in each]
     exec(compile(example, "README.md", "exec"), {})
 
