@@ -52,10 +52,11 @@ FASTNORM_INLINE real FN(exp_in_frame)(real x, real shift, real top, real bottom,
     return FN(exp_polynomial)(r) * power;
 }
 
-/* e**x for x <= 0, without what the other half of the range needs. At most 1.2 ulp; NaN gives NaN. */
-FASTNORM_INLINE real FN(exp_nonpositive)(real x) {
-    return FN(exp_in_frame)(x, 0, 0, -SOFTMAX_LOWEST, EXP_MAGIC + SOFTMAX_BIAS, 0) * (real)(1 / SOFTMAX_UNIT);
+/* SOFTMAX_UNIT * e**x for x <= 0, without what the other half of the range needs. At most 1.2 ulp; NaN gives NaN. */
+FASTNORM_INLINE real FN(exp_in_units)(real x) {
+    return FN(exp_in_frame)(x, 0, 0, -SOFTMAX_LOWEST, EXP_MAGIC + SOFTMAX_BIAS, 0);
 }
+FASTNORM_INLINE real FN(exp_nonpositive)(real x) { return FN(exp_in_units)(x) * (real)(1 / SOFTMAX_UNIT); }
 
 /* Largest of n values, NaN left out; -inf of none. */
 static real FN(softmax_max)(const real *restrict x, ptrdiff_t n) {
@@ -292,7 +293,6 @@ static void lanes_log(const double *restrict x, double *restrict out, ptrdiff_t 
 #undef SOFTMAX_BIAS
 #undef SOFTMAX_FAR
 #undef SOFTMAX_LOWEST
-#undef SOFTMAX_UNIT
 #undef SOFTMAX_LOG2E
 #undef SOFTMAX_CHUNK
 #undef SOFTMAX_DOT

@@ -531,5 +531,6 @@ FASTNORM_INLINE real FN(activate_gradient)(real dy, real z, int activation, real
 #undef EXP_BOTTOM
 #undef EXP_LN2_HI
 #undef EXP_LN2_LO
+#undef SOFTMAX_UNIT
 
 #endif
