@@ -127,6 +127,17 @@ def test_behind_means_by_more_than_chance():
     assert not row.within_bound
 
 
+def test_median_of_seeds_is_what_counts():
+    ours, theirs = Error(), Error()
+    for largest in (20.0, 3.0, 4.0):
+        ours.add(np.array([largest]))
+        theirs.add(np.array([4.0]))
+    row = Row("RMSProp", "params", "any", "float32", 25.0, {"avx2": ours, PYTORCH: theirs}, seeds=True)
+    assert not row.behind
+    row.seeds = False
+    assert row.behind
+
+
 # -- the command line --------------------------------------------------------------------------------------------------
 
 ONE = ["accuracy", "--quick", "--only", "SOFTMAX 10 classes"]

@@ -126,6 +126,29 @@ def test_same_bits_for_every_thread_count(dtype, rng):
     assert len(set(results)) == 1
 
 
+@pytest.mark.parametrize("channels", [64, 256, 300])
+def test_same_bits_at_every_address(level, dtype, channels, rng):
+    x = rng.normal(size=(300, channels)).astype(dtype)
+    room = np.empty(x.size + 17, dtype)
+    expected = fn.Moments()
+    expected.update(x)
+    for offset in range(17):
+        moved = room[offset:offset + x.size].reshape(x.shape)
+        moved[...] = x
+        m = fn.Moments()
+        m.update(moved)
+        np.testing.assert_array_equal(m.mean, expected.mean)
+        np.testing.assert_array_equal(m.var(), expected.var())
+
+
+def test_squares_on_a_grid_are_not_rounded_to_one_side(level, rng):
+    """Far from zero float32 data lie on a grid; 64 squares of integers added one by one are 4e-7 too small."""
+    x = (rng.normal(size=(4096, 16)) + 1e4).astype(np.float32)
+    m = fn.Moments()
+    m.update(x)
+    np.testing.assert_allclose(m.var(), x.astype(np.float64).var(0), rtol=np.finfo(np.float32).eps)
+
+
 def test_nonfinite_values_propagate_as_in_the_twin(level, rng):
     for value, first in itertools.product((np.nan, np.inf, -np.inf), (False, True)):
         parts = [rng.standard_normal((9, 3)) for _ in range(3)]

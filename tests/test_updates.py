@@ -750,6 +750,27 @@ def test_squares_of_large_gradients_overflow_only_in_the_average(level):
             assert_close(a, b, ulps=4)
 
 
+@pytest.mark.parametrize("beta", [0.25, 0.5, 0.9])
+def test_averages_at_the_ends_of_the_range(level, dtype, beta):
+    """A difference of such values overflows, or is NaN; their average does not."""
+    largest = np.finfo(dtype).max
+    m = np.resize(np.array([largest, -largest, np.inf, -np.inf, np.inf], dtype), 70)
+    g = np.resize(np.array([-largest, largest, np.inf, -np.inf, 1], dtype), 70)
+    fast, twin = ([np.zeros(70, dtype), g, m.copy(), np.zeros(70, dtype)] for _ in range(2))
+    fn.adam_step(*fast, step=1, betas=(beta, 0.999))
+    reference.adam_step(*twin, step=1, betas=(beta, 0.999))
+    # Four roundings, each of half an ulp of less than the largest number.
+    np.testing.assert_allclose(fast[2], twin[2], rtol=0, atol=2 * np.finfo(dtype).eps * largest)
+
+
+def test_averages_without_decay_forget_everything(level, dtype):
+    """m + (g - m) is not g where m is much larger."""
+    p, g, m, v = (np.full(70, value, dtype) for value in (0.0, 3.0, 1e30, 1e30))
+    fn.adam_step(p, g, m, v, step=1, betas=(0.0, 0.0))
+    np.testing.assert_array_equal(m, 3)
+    np.testing.assert_array_equal(v, 9)
+
+
 def test_twin_keeps_the_bits_of_subnormal_gradients():
     """lr * g rounds to few bits where g is subnormal; g / eps first is a normal number."""
     g = 0.8 * np.finfo(np.float64).tiny

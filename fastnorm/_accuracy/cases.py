@@ -28,6 +28,7 @@ class Case:
     dtype: np.dtype[Any]
     make: Callable[[int], Inputs]
     chunks: int = 1  # of inputs, made and measured one after the other
+    seeds: bool = False  # whether the chunks differ in their random numbers alone
     deviations: float = 0.0  # that the data's mean lies from zero
     steps: int = 1  # of an optimizer
 
@@ -59,6 +60,10 @@ UPDATES = {
     "Adam, AMSGrad": Update("adam", (*_ADAM, "max_exp_avg_sqs"), {"amsgrad": True}),
     "Adagrad": Update("adagrad", ("state_sums",)),
 }
+# s - m**2 nearly vanishes in some elements, where the last bits of the stored s and m are magnified without the unit
+# growing: the largest error is of one element and varies twofold from seed to seed.
+CANCELLING = ("RMSProp, centered, momentum",)
+SEEDS = 9  # that these are measured with
 ACTIVATIONS: dict[str, dict[str, float]] = {
     "relu": {}, "leaky_relu": {"negative_slope": 0.01}, "elu": {"alpha": 1.0}, "celu": {"alpha": 0.7},
     "sigmoid": {}, "tanh": {}}
@@ -249,7 +254,7 @@ def _families(quick: bool) -> Iterator[tuple[str, str, Make]]:
 
 
 def _seeded(number: int, make: Make, dtype: np.dtype[Any]) -> Callable[[int], Inputs]:
-    return lambda chunk: make(np.random.default_rng([20261120, number]), dtype)
+    return lambda chunk: make(np.random.default_rng([20261120, number, *([chunk] if chunk else [])]), dtype)
 
 
 def every(quick: bool, exhaustive: bool) -> list[Case]:
@@ -262,7 +267,8 @@ def every(quick: bool, exhaustive: bool) -> list[Case]:
             cases.append(Case("exp", "x <= 0, a dense sample", dtype, _seeded(
                 0, lambda rng, dtype: {"x": _exp_sample(rng, dtype, quick)}, dtype)))
     for number, (kernel, data, make) in enumerate(_families(quick)):
-        cases += [Case(kernel, data, dtype, _seeded(number, make, dtype), deviations=FAR.get(data, 0.0),
-                       steps=_steps(quick) if kernel in UPDATES else 1) for dtype in (FLOAT32, FLOAT64)]
+        seeds = kernel in CANCELLING
+        cases += [Case(kernel, data, dtype, _seeded(number, make, dtype), SEEDS if seeds else 1, seeds,
+                       FAR.get(data, 0.0), _steps(quick) if kernel in UPDATES else 1) for dtype in (FLOAT32, FLOAT64)]
     order = list(dict.fromkeys(case.kernel for case in cases))
     return sorted(cases, key=lambda case: order.index(case.kernel))

@@ -206,8 +206,9 @@ DEFAULTS = {
 
 
 def _momentum(o: dict[str, Any], t: int, g: Array, p: _Trajectory, v: _Trajectory) -> None:
-    g = g + o["weight_decay"] * p.value
-    v.set(o["momentum"] * v.value, (1 - o["dampening"]) * g)
+    gain, decay = 1 - o["dampening"], o["weight_decay"] * p.value
+    v.set(o["momentum"] * v.value, gain * g, gain * decay)
+    g = g + decay
     p.set(p.value, -o["lr"] * (g + o["momentum"] * v.value if o["nesterov"] else v.value))
 
 

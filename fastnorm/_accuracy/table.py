@@ -30,6 +30,9 @@ sums, it is an ulp of the largest of their terms. It is the same for PyTorch:
 - the gradient p - q of cross-entropy: the larger of p and q
 - optimizers: the largest term that the value had in any step
 
+RMSProp's centered form runs with several seeds: the largest error is over all of them; beside PyTorch's, the median of
+each seed's largest counts.
+
 A result beyond the dtype's range must be the infinity that the exact one rounds to; anything else counts as infinitely
 wrong. exp is the one that the kernels use, of x <= 0: they subtract the largest logit, or |x|, first. `bound` is what
 tests hold every instruction set to; `fastnorm/_accuracy/bounds.py` derives it.

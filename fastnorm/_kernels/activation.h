@@ -75,10 +75,10 @@ FASTNORM_INLINE real FN(with_sign)(real x, real sign) {
     return sizeof(real) == 4 ? (real)copysignf((float)x, (float)sign) : (real)copysign((double)x, (double)sign);
 }
 
-/* For |x| <= 3/4, x + x**3 P(x**2) / Q(x**2): minimax in relative error (bench/fit_tanh.py), 2**-36 for float and 2**-67 for
-   double before rounding. Beyond, 1 - 2 e / (1 + e) from e = e**(-2|x|). Either way the last operation adds a quotient to
-   the larger term, which a division, two products or a sum, and what they are made of have rounded by little: at most
-   1.5 ulp. One division serves both. */
+/* For |x| <= 3/4, x + x**3 P(x**2) / Q(x**2): minimax in relative error (bench/fit_tanh.py), 2**-36 for float and 2**-67
+   for double before rounding. Beyond, 1 - 2 e / (1 + e) from e = e**(-2|x|). Either way a quotient of less than 0.6 of the
+   result is added last, so that the roundings in it count less than one at the end: at most 1.5 ulp. One division serves
+   both. */
 FASTNORM_INLINE real FN(tanh)(real x) {
     const real a = FN(absolute)(x), z = a * a;
     const real e = FN(exp_in_units)(-2 * a);

@@ -19,11 +19,11 @@ The twin is `fastnorm/reference/norm.py`.
 #   or short (7x7), and a tile is a matrix with one row an outer index and one column a (channel, position): whole rows
 #   of neighboring channels make long vectors without tails, and the parameter table has an entry for each column. Where
 #   whole rows are short (64 channels last), several that follow one another are taken as one, the table is repeated.
-# - Statistics of a chunk are sums of d = x - pivot and d*d over at most 64 values a partial sum, merged in double by
-#   Chan, Golub & LeVeque (1979). The pivot is one of a few samples; where it turns out more than two standard
-#   deviations off, the chunk, still in cache, is summed again around its own mean: one pass over memory, two-pass
-#   accuracy. Where a float cannot hold the sums (data beyond 1e19, or whose squares vanish), the chunk is summed in
-#   double.
+# - Statistics of a chunk are sums of d = x - pivot and d*d over at most 64 values a partial sum (of columns: 8 sums of
+#   8 rows), merged in double by Chan, Golub & LeVeque (1979). The pivot is one of a few samples; where it turns out
+#   more than two standard deviations off, the chunk, still in cache, is summed again around its own mean: one pass
+#   over memory, two-pass accuracy. Where a float cannot hold the sums (data beyond 1e19, or whose squares vanish), the
+#   chunk is summed in double.
 # - The mean travels as two numbers (mean_hi + mean_lo): in float32 one number is not enough when data lie far from
 #   zero.
 # - Outputs of short runs are computed channel by channel in whole vectors into a buffer, each channel's surplus being

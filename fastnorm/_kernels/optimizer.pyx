@@ -143,11 +143,11 @@ cdef inline double positive_part(double x) noexcept nogil:
     return 0.0 if x < 0 else x  # NaN passes
 
 
-# A moving average decay * a + (1 - decay) * x, as a + ((1 - decay) * x - (1 - decay) * a) where decay > 1/2. Both products
-# have one and the same rounded factor, and only the last sum rounds at the size of the average: Adam's m errs half as
-# much after 10 steps, and v of a steady gradient, which float32(0.999) leads 200 ulp astray in the end, goes where it
-# should. PyTorch's a + (1 - decay) * (x - a) rounds as little, but overflows where a and x are large and of opposite
-# sign. Up to 1/2 the formula is taken as it stands: a product with a, of which nothing is taken away.
+# A moving average, decay * a + (1 - decay) * x, is a + ((1 - decay) * x - (1 - decay) * a) where decay > 1/2: the
+# constants' sum is 1 however they are rounded (float32(0.999) alone moves Adam's v by 1.3e-5 in the end), and only
+# the last sum rounds at the size of a. PyTorch's a + (1 - decay) * (x - a) rounds as little, but overflows where a
+# and x are large and of opposite sign. Up to 1/2 the formula is taken as it stands, for nothing of a must be left
+# where decay is 0.
 
 cdef inline double kept(double decay) noexcept nogil:
     return 1.0 if decay > 0.5 else decay

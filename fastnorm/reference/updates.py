@@ -1,4 +1,8 @@
-"""Twins of the optimizer updates: each formula in float64 from the stored state, then rounded to the arrays' dtype."""
+"""Twins of the optimizer updates: each formula in float64 from the stored state, then rounded to the arrays' dtype.
+
+Moving averages are ``decay * a + (1 - decay) * x`` here and ``a + ((1 - decay) * x - (1 - decay) * a)`` in the kernels,
+which rounds less in float32; in float64 the two differ by a rounding or two of the larger term.
+"""
 
 from __future__ import annotations
 
