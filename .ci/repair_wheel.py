@@ -1,4 +1,5 @@
-"""Repair a Linux wheel: ``auditwheel repair``, and the OpenMP runtime that it bundles gets its plain name back.
+"""Repair a Linux wheel: ``auditwheel repair``; the OpenMP runtime that it bundles gets its plain name back and its
+license is declared (`wheel_licenses.py`).
 
 auditwheel renames what it bundles (``libgomp-1a2b3c4d.so.1.0.0``), so that every wheel runs a copy of its own. Of a
 runtime that keeps a pool of threads, a process should hold one: idle threads of one pool spin on the cores that the
@@ -17,6 +18,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from wheel_licenses import declare, only, pack, unpack
+
 PLAIN_NAME = "libgomp.so.1"
 # Versions of libgomp's symbols that kernels may ask for. The copy that serves them may be another wheel's: the newest
 # of these came with GCC 9 (2019), and the copy of the manylinux_2_28 image, PyTorch's and scikit-learn's, has it.
@@ -27,12 +30,6 @@ OLD_ENOUGH = {"GOMP_1.0", "GOMP_2.0", "GOMP_3.0", "GOMP_4.0", "GOMP_4.0.1", "GOM
 def run(*command: str | Path) -> None:
     """Run a command that must succeed."""
     subprocess.run(command, check=True)
-
-
-def only(folder: Path, pattern: str) -> Path:
-    """The one path in ``folder`` that matches."""
-    (path,) = folder.glob(pattern)
-    return path
 
 
 def give_plain_name_back(tree: Path) -> None:
@@ -55,12 +52,13 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        repaired, unpacked = Path(folder, "repaired"), Path(folder, "unpacked")
+        repaired = Path(folder, "repaired")
         run("auditwheel", "repair", "--wheel-dir", repaired, arguments.wheel)
-        run(sys.executable, "-m", "wheel", "unpack", "--dest", unpacked, only(repaired, "*.whl"))
-        give_plain_name_back(only(unpacked, "*"))
+        tree = unpack(only(repaired, "*.whl"), Path(folder, "unpacked"))
+        give_plain_name_back(tree)
+        declare(tree)
         arguments.output.mkdir(parents=True, exist_ok=True)
-        run(sys.executable, "-m", "wheel", "pack", "--dest-dir", arguments.output, only(unpacked, "*"))
+        pack(tree, arguments.output)
 
 
 if __name__ == "__main__":

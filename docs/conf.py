@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from importlib.util import find_spec
 from typing import Any
 
 from docutils import nodes
@@ -21,14 +21,14 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "numpydoc", "sphinx.ext.viewc
 myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build"]
-# What `python -m fastnorm bench` and the accuracy runs write is part of the site where it has been written.
-GENERATED = ("speed", "accuracy")
-PRESENT = [page for page in GENERATED if Path(__file__).with_name(f"{page}.md").exists()]
 
+smartquotes_action = "qe"  # no dashes: `--quick` stays what it is
 default_role = "py:obj"  # docstrings name functions in single backticks
 autodoc_typehints = "none"  # the docstrings say kinds, shapes and dtypes, which types cannot
+autodoc_preserve_defaults = True  # `dtype=np.float32`, not `<class ...>`
 autodoc_member_order = "bysource"
-autodoc_mock_imports = ["thinc"]  # the site is built without the libraries that integrations need
+# Without these libraries, their integrations are documented all the same, but for signatures that they inherit.
+autodoc_mock_imports = [library for library in ("torch", "autograd", "thinc") if find_spec(library) is None]
 numpydoc_show_class_members = False
 add_module_names = False
 toc_object_entries_show_parents = "hide"
@@ -80,15 +80,8 @@ class Picture(Figure):
         return made
 
 
-def list_generated_pages(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Put the generated pages that are there into the front page's table of contents."""
-    if docname == "index":
-        source[0] = source[0].replace("GENERATED PAGES", "\n".join(PRESENT))
-
-
 def setup(app: Sphinx) -> dict[str, bool]:
     """Connect the above to Sphinx."""
     app.add_html_math_renderer("mathml", (visit_inline_math, None), (visit_display_math, None))
     app.add_directive("picture", Picture)
-    app.connect("source-read", list_generated_pages)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

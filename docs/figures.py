@@ -1,10 +1,12 @@
 """Draw the pictures of the documentation, each for light and for dark pages: `python docs/figures.py`.
 
-What they show is computed, by fastnorm itself, with fixed seeds: the same versions draw the same files.
+What they show is computed by fastnorm itself, with fixed seeds, or read from docs/speed.md: the same versions draw the
+same files.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +43,32 @@ class Scheme:
 
 
 SCHEMES = (Scheme("light", "#1a1a1a", "#9a9a9a"), Scheme("dark", "#e4e4e4", "#7d7d7d"))
+
+
+# -- the front page ----------------------------------------------------------------------------------------------------
+
+
+def overview(figure: Any, scheme: Scheme) -> None:
+    """How many times as fast as each rival, by kernel: the geometric means of docs/speed.md, and the least ratios."""
+    report = Path(__file__).with_name("speed.md").read_text(encoding="utf-8")
+    _, means = report.split("## Geometric means", 1)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")]
+            for line in means.split("\n\n")[2].split("\n")[2:]]
+    ax = figure.subplots()
+    for column, (rival, color) in enumerate((("PyTorch", BLUE), ("JAX", ORANGE)), 2):
+        pairs = [re.fullmatch(r"([0-9.]+) \(([0-9.]+)\)", row[column]) for row in rows]
+        mean, least = np.array([[float(pair[1]), float(pair[2])] for pair in pairs if pair]).T
+        at = np.arange(len(rows)) + 0.38 * (column - 2.5)
+        ax.barh(at, mean, 0.36, color=color, label=f"over {rival}, the mean of all cases")
+        ax.plot(least, at, "|", color=scheme.ink, markersize=9, label="" if column == 2 else "the least of all cases")
+        for y, value in zip(at, mean, strict=True):
+            ax.annotate(f"{value:.1f} ×", (value, y), va="center", fontsize=8, xytext=(3, 0),
+                        textcoords="offset points")
+    ax.axvline(1, color=scheme.faint, linestyle="--")
+    ax.set_yticks(range(len(rows)), [row[0].strip("*") for row in rows])
+    ax.invert_yaxis()
+    ax.set_xlabel("times as fast, float32, two threads")
+    figure.legend(loc="outside upper center", ncols=3)
 
 
 # -- batch norm --------------------------------------------------------------------------------------------------------
@@ -247,7 +275,7 @@ def digits(figure: Any, scheme: Scheme) -> None:
 
 
 PICTURES: dict[Callable[[Any, Scheme], None], float] = {  # and the height in inches
-    batch_norm_channels: 2.2, batch_norm_axes: 2.8, batch_norm_test_time: 2.8, initialization_depth: 2.8,
+    overview: 3.6, batch_norm_channels: 2.2, batch_norm_axes: 2.8, batch_norm_test_time: 2.8, initialization_depth: 2.8,
     softmax_gradient: 2.3, optimizer_paths: 3.6, adam_bias: 2.4, digits: 1.8}
 
 

@@ -121,7 +121,7 @@ def _parser() -> Parser:
     add("--beta", type=_number(0, 1, open_low=False), metavar="B", help=f"decay of the averages: {betas}")
     add("--seed", type=_integer(0), metavar="N", help="default: 0")
     add("--threads", type=_integer(1, _runtime.MAX_THREADS), metavar="N",
-        help="threads of the kernels (default: OMP_NUM_THREADS, else all cores)")
+        help="threads of the kernels (default: what `python -m fastnorm info` shows)")
     add("--augment", action="store_true", default=None, help="shift each training image at random, anew in every epoch")
     add("--backend", choices=("both", "fastnorm", "reference"), default="both",
         help="both (default): train on fastnorm, then the same on its NumPy twin, and compare; "
@@ -138,7 +138,7 @@ def _parser() -> Parser:
     bench.set_defaults(run=_bench)
     add = bench.add_argument
     add("--threads", type=_integer(1, _runtime.MAX_THREADS), metavar="N",
-        help="threads of every rival (default: OMP_NUM_THREADS, else all cores)")
+        help="threads of every rival (default: what `python -m fastnorm info` shows)")
     add("--seconds", type=_number(0, math.inf, open_low=True), metavar="S",
         help="how long each case runs, in all (default: 3; 4 with --full)")
     add("--only", metavar="PATTERN",

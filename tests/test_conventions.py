@@ -5,6 +5,7 @@ Each library is optional: `pip install torch==2.13.0 keras optax onnx scikit-lea
 
 from __future__ import annotations
 
+import inspect
 import os
 
 import numpy as np
@@ -114,6 +115,18 @@ def test_pytorch_clipping(rng):
     assert_same(gradient, p.grad.numpy())
 
 
+def test_pytorch_average_of_all_batches_is_the_mean_of_moments(rng):
+    torch = pytest.importorskip("torch")
+    layer, moments = torch.nn.BatchNorm1d(3, momentum=None, dtype=torch.float64), fn.Moments()
+    batches = rng.standard_normal((4, 20, 3))
+    for batch in batches:
+        layer(torch.tensor(batch))
+        moments.update(batch)
+    assert_same(moments.mean, layer.running_mean.numpy())
+    assert_same(layer.running_var.numpy(), batches.var(axis=1, ddof=1).mean(axis=0))
+    assert_same(moments.var(ddof=1), batches.reshape(-1, 3).var(axis=0, ddof=1))
+
+
 # -- Keras -------------------------------------------------------------------------------------------------------------
 
 
@@ -175,6 +188,61 @@ def test_keras_cross_entropy(rng):
                 rtol=1e-7)
 
 
+def test_keras_defaults():
+    keras = keras_module()
+    layer = keras.layers.BatchNormalization()
+    assert (layer.momentum, layer.epsilon, layer.axis) == (0.99, 1e-3, -1)
+    optimizers = keras.optimizers
+    assert (optimizers.RMSprop().rho, optimizers.RMSprop().epsilon) == (0.9, 1e-7)
+    assert (optimizers.Adam().epsilon, optimizers.AdamW().weight_decay) == (1e-7, 4e-3)
+    assert (optimizers.Adagrad().initial_accumulator_value, optimizers.Adagrad().epsilon) == (0.1, 1e-7)
+
+
+def test_keras_velocity_moves_at_the_old_rate(problem):
+    keras = keras_module()
+    start, gradients = problem
+    p, ours_p, velocity = keras.Variable(start, dtype="float64"), start.copy(), np.zeros(SIZE)
+    optimizer = keras.optimizers.SGD(LR, momentum=0.875)
+    optimizer.build([p])
+    for lr, gradient in zip((LR, LR, LR / 4, LR / 4, LR / 16, LR), gradients, strict=True):
+        optimizer.learning_rate = lr
+        optimizer.apply([gradient])
+        fn.momentum_step(ours_p, lr * gradient, velocity, lr=1.0, momentum=0.875)
+    assert_same(ours_p, p.value, rtol=0, atol=6 * (3 + 20) * 6e-8)  # as in test_keras_optimizers
+
+
+def test_keras_decays_decoupled_in_every_optimizer(problem):
+    keras = keras_module()
+    start, gradients = problem
+    p, ours_p, velocity = keras.Variable(start, dtype="float64"), start.copy(), np.zeros(SIZE)
+    optimizer = keras.optimizers.SGD(LR, momentum=0.875, weight_decay=0.25)
+    optimizer.build([p])
+    for gradient in gradients:
+        optimizer.apply([gradient])
+        ours_p *= 1 - LR * 0.25
+        fn.momentum_step(ours_p, gradient, velocity, lr=LR, momentum=0.875)
+    assert_same(ours_p, p.value, rtol=0, atol=6 * (3 + 20) * 6e-8)  # as in test_keras_optimizers
+
+
+def test_keras_weighted_mean_divides_by_the_rows(rng):
+    keras = keras_module()
+    x, labels, weight = rng.standard_normal((8, 5)), rng.integers(0, 5, 8), rng.random(5)
+    theirs = keras.losses.SparseCategoricalCrossentropy(from_logits=True, dtype="float64")(labels, x, weight[labels])
+    total, _ = fn.softmax_cross_entropy(x, labels, weight=weight, reduction="sum")
+    assert_same(total / len(x), theirs, rtol=1e-6)  # it keeps the weights in float32: a rounding of 6e-8 each
+
+
+def test_keras_clipping(rng):
+    keras = keras_module()
+    gradient = rng.standard_normal(SIZE)
+    p = keras.Variable(np.zeros(SIZE), dtype="float64")
+    optimizer = keras.optimizers.SGD(1.0, global_clipnorm=0.5)
+    optimizer.build([p])
+    optimizer.apply([gradient.copy()])
+    norm = fn.clip_grad_norm(gradient, 0.5)
+    assert_same(-gradient * (norm + 1e-6) / norm, p.value, rtol=1e-6)  # in float32: some ten roundings of 6e-8
+
+
 # -- Optax -------------------------------------------------------------------------------------------------------------
 
 
@@ -225,6 +293,16 @@ def test_optax_clipping(rng, optax):
     assert_same(gradient * (norm + 1e-6) / norm, np.asarray(expected))
 
 
+def test_optax_defaults(optax):
+    def defaults(function, *names):
+        return tuple(inspect.signature(function).parameters[name].default for name in names)
+
+    assert defaults(optax.rmsprop, "decay", "eps", "initial_scale", "eps_in_sqrt") == (0.9, 1e-8, 0.0, True)
+    assert defaults(optax.adam, "eps") == (1e-8,)
+    assert defaults(optax.adamw, "eps", "weight_decay") == (1e-8, 1e-4)
+    assert defaults(optax.adagrad, "initial_accumulator_value", "eps") == (0.1, 1e-7)
+
+
 # -- scikit-learn ------------------------------------------------------------------------------------------------------
 
 
@@ -241,6 +319,24 @@ def test_sklearn_sgd(nesterov, problem):
     theirs = module.SGDOptimizer([p], learning_rate_init=0.1, momentum=0.9, nesterov=nesterov)
     assert_same(ours(fn.optim.SGD, problem, lr=0.1, momentum=0.9, nesterov=nesterov),
                 sklearn_steps(theirs, p, problem[1]))
+
+
+def test_sklearn_velocity_moves_at_the_old_rate(problem):
+    module = pytest.importorskip("sklearn.neural_network._stochastic_optimizers")
+    start, gradients = problem
+    p, ours_p, velocity = start.copy(), start.copy(), np.zeros(SIZE)
+    theirs = module.SGDOptimizer([p], nesterov=False)
+    for lr, gradient in zip((0.1, 0.1, 0.02, 0.02, 0.004, 0.1), gradients, strict=True):
+        theirs.learning_rate = lr
+        theirs.update_params([p], [gradient])
+        fn.momentum_step(ours_p, lr * gradient, velocity, lr=1.0, momentum=0.9)
+    assert_same(ours_p, p)
+
+
+def test_sklearn_defaults():
+    module = pytest.importorskip("sklearn.neural_network._stochastic_optimizers")
+    assert (module.SGDOptimizer([]).momentum, module.SGDOptimizer([]).nesterov) == (0.9, True)
+    assert module.AdamOptimizer([]).epsilon == 1e-8
 
 
 def test_sklearn_adam(problem):
@@ -334,3 +430,56 @@ def test_onnx_cross_entropy(reduction, rng):
                            reduction=reduction)
     loss, _ = fn.softmax_cross_entropy(x, labels, axis=1, weight=weight, ignore_index=2, reduction=reduction)
     assert_same(loss, expected)
+
+
+def test_onnx_nesterov_with_beta_is_momentum_step(problem):
+    start, gradients = problem
+    state, p, velocity = [start, np.zeros(SIZE)], start.copy(), np.zeros(SIZE)
+    for t, gradient in enumerate(gradients):
+        inputs = [np.array(LR), np.array(t, np.int64), state[0], gradient, state[1]]
+        state = run_onnx(TRAINING, "Momentum", inputs, 2, 1, alpha=0.75, beta=0.5, norm_coefficient=0.0,
+                         mode="nesterov")
+        fn.momentum_step(p, gradient, velocity, lr=LR, momentum=0.75, dampening=0.5 if t else 0.0, nesterov=True)
+    assert_same(p, state[0])
+
+
+def test_onnx_defaults():
+    defs = pytest.importorskip("onnx.defs")
+
+    def default(operator, attribute, domain=TRAINING):
+        value = defs.get_schema(operator, domain=domain).attributes[attribute].default_value.f
+        return float(f"{value:.6g}")  # it is a float32
+
+    assert default("Adam", "epsilon") == default("Adagrad", "epsilon") == 1e-6
+    assert (default("BatchNormalization", "momentum", ""), default("BatchNormalization", "epsilon", "")) == (0.9, 1e-5)
+
+
+# -- initialization ----------------------------------------------------------------------------------------------------
+
+
+def initial_weights(library, name, shape):
+    """Weights of one of the other libraries, of shape (inputs, outputs)."""
+    if library == "torch":
+        torch = pytest.importorskip("torch")
+        weight = torch.empty(shape[::-1], dtype=torch.float64)  # as nn.Linear stores it
+        return getattr(torch.nn.init, name)(weight, **({"nonlinearity": "relu"} if "kaiming" in name else {})).numpy().T
+    if library == "keras":
+        return np.asarray(getattr(keras_module().initializers, name)(seed=0)(shape))
+    jax = pytest.importorskip("jax")
+    return np.asarray(getattr(jax.nn.initializers, name)()(jax.random.key(0), shape))
+
+
+@pytest.mark.parametrize(("name", "library", "theirs", "cut"), [
+    ("he_normal", "torch", "kaiming_normal_", None), ("he_normal", "keras", "HeNormal", 2.27),
+    ("he_normal", "jax", "he_normal", 2.27), ("xavier_uniform", "torch", "xavier_uniform_", 3**0.5),
+    ("xavier_uniform", "keras", "GlorotUniform", 3**0.5), ("xavier_uniform", "jax", "glorot_uniform", 3**0.5),
+    ("lecun_normal", "keras", "LecunNormal", 2.27), ("lecun_normal", "jax", "lecun_normal", 2.27),
+])
+def test_initial_weights_have_the_same_variance(name, library, theirs, cut):
+    """And the same shape (inputs, outputs); ``cut``: the largest value, in deviations."""
+    shape = 300, 700
+    weight, ours_weight = initial_weights(library, theirs, shape), getattr(fn.init, name)(shape, rng=0)
+    # The variance of 210,000 values has a relative deviation of at most sqrt(2 / 210,000) = 0.3 %: five of both.
+    assert_same(np.var(weight), np.var(ours_weight), rtol=5 * 2**0.5 * 0.0031)
+    if cut is not None:
+        assert_same(np.abs(weight).max() / np.std(weight), cut, rtol=0.01)  # the deviation's 0.15 %; a gap

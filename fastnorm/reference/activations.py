@@ -38,61 +38,61 @@ def _elementwise(formula: Callable[..., Array], arrays: tuple[Array, ...], out: 
 
 
 def relu(x: Array, *, out: Array | None = None) -> Array:
-    """Twin of `fastnorm.activations.relu`."""
+    """Twin of `fastnorm.relu`."""
     _check_forward(x, out)
     return _elementwise(lambda x: np.where(x <= 0, 0, x), (x,), out)
 
 
 def relu_backward(dy: Array, x: Array, *, out: Array | None = None) -> Array:
-    """Twin of `fastnorm.activations.relu_backward`."""
+    """Twin of `fastnorm.relu_backward`."""
     _check_backward(dy, x, out, "x")
     return _elementwise(lambda dy, x: np.where(x <= 0, 0, dy), (dy, x), out)
 
 
 def leaky_relu(x: Array, *, negative_slope: float = 0.01, out: Array | None = None) -> Array:
-    """Twin of `fastnorm.activations.leaky_relu`."""
+    """Twin of `fastnorm.leaky_relu`."""
     _check_forward(x, out)
     slope = _check_factor("negative_slope", negative_slope, x.dtype)
     return _elementwise(lambda x: np.where(x <= 0, slope * x, x), (x,), out)
 
 
 def leaky_relu_backward(dy: Array, x: Array, *, negative_slope: float = 0.01, out: Array | None = None) -> Array:
-    """Twin of `fastnorm.activations.leaky_relu_backward`."""
+    """Twin of `fastnorm.leaky_relu_backward`."""
     _check_backward(dy, x, out, "x")
     slope = _check_factor("negative_slope", negative_slope, x.dtype)
     return _elementwise(lambda dy, x: np.where(x <= 0, slope * dy, dy), (dy, x), out)
 
 
 def elu(x: Array, *, alpha: float = 1.0, out: Array | None = None) -> Array:
-    """Twin of `fastnorm.activations.elu`."""
+    """Twin of `fastnorm.elu`."""
     _check_forward(x, out)
     alpha = _check_factor("alpha", alpha, x.dtype)
     return _elementwise(lambda x: np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0))), (x,), out)
 
 
 def elu_backward(dy: Array, x: Array, *, alpha: float = 1.0, out: Array | None = None) -> Array:
-    """Twin of `fastnorm.activations.elu_backward`."""
+    """Twin of `fastnorm.elu_backward`."""
     _check_backward(dy, x, out, "x")
     alpha = _check_factor("alpha", alpha, x.dtype)
     return _elementwise(lambda dy, x: np.where(x > 0, dy, alpha * np.exp(np.minimum(x, 0)) * dy), (dy, x), out)
 
 
 def celu(x: Array, *, alpha: float = 1.0, out: Array | None = None) -> Array:
-    """Twin of `fastnorm.activations.celu`."""
+    """Twin of `fastnorm.celu`."""
     _check_forward(x, out)
     alpha = _check_factor("alpha", alpha, x.dtype, positive=True)
     return _elementwise(lambda x: np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0) / alpha)), (x,), out)
 
 
 def celu_backward(dy: Array, x: Array, *, alpha: float = 1.0, out: Array | None = None) -> Array:
-    """Twin of `fastnorm.activations.celu_backward`."""
+    """Twin of `fastnorm.celu_backward`."""
     _check_backward(dy, x, out, "x")
     alpha = _check_factor("alpha", alpha, x.dtype, positive=True)
     return _elementwise(lambda dy, x: np.where(x > 0, dy, np.exp(np.minimum(x, 0) / alpha) * dy), (dy, x), out)
 
 
 def sigmoid(x: Array, *, out: Array | None = None) -> Array:
-    """Twin of `fastnorm.activations.sigmoid`."""
+    """Twin of `fastnorm.sigmoid`."""
     _check_forward(x, out)
 
     def formula(x: Array) -> Array:
@@ -103,19 +103,19 @@ def sigmoid(x: Array, *, out: Array | None = None) -> Array:
 
 
 def sigmoid_backward(dy: Array, y: Array, *, out: Array | None = None) -> Array:
-    """Twin of `fastnorm.activations.sigmoid_backward`."""
+    """Twin of `fastnorm.sigmoid_backward`."""
     _check_backward(dy, y, out, "y")
     return _elementwise(lambda dy, y: y * (1 - y) * dy, (dy, y), out)
 
 
 def tanh(x: Array, *, out: Array | None = None) -> Array:
-    """Twin of `fastnorm.activations.tanh`."""
+    """Twin of `fastnorm.tanh`."""
     _check_forward(x, out)
     return _elementwise(np.tanh, (x,), out)
 
 
 def tanh_backward(dy: Array, y: Array, *, out: Array | None = None) -> Array:
-    """Twin of `fastnorm.activations.tanh_backward`."""
+    """Twin of `fastnorm.tanh_backward`."""
     _check_backward(dy, y, out, "y")
     return _elementwise(lambda dy, y: (1 - y) * (1 + y) * dy, (dy, y), out)
 
@@ -152,12 +152,12 @@ def _dropped(x: Array, p: float, seed: int, offset: int, out: Array | None) -> A
 
 
 def dropout(x: Array, p: float, *, seed: int, offset: int = 0, out: Array | None = None) -> Array:
-    """Twin of `fastnorm.activations.dropout`."""
+    """Twin of `fastnorm.dropout`."""
     _check_forward(x, out)
     return _dropped(x, *_check_dropout(p, seed, offset), out)
 
 
 def dropout_backward(dy: Array, p: float, *, seed: int, offset: int = 0, out: Array | None = None) -> Array:
-    """Twin of `fastnorm.activations.dropout_backward`."""
+    """Twin of `fastnorm.dropout_backward`."""
     _check_forward(dy, out, "dy")
     return _dropped(dy, *_check_dropout(p, seed, offset), out)

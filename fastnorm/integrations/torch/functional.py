@@ -53,7 +53,7 @@ def _batch_norm(
     return y, torch.from_numpy(cache.table), torch.from_numpy(cache.inv_std), *new_statistics
 
 
-@_batch_norm.register_fake
+@torch.library.register_fake("fastnorm::batch_norm")
 def _batch_norm_shapes(x: Any, running_mean: Any, running_var: Any, weight: Any, bias: Any, residual: Any,
                        training: bool, momentum: float, eps: float, activation: Any, negative_slope: float) -> Any:
     channels = x.shape[CHANNELS]
@@ -79,7 +79,7 @@ def _batch_norm_backward(
     return dx, tensors[0], tensors[1], tensors[2] if dresidual else x.new_empty(0)
 
 
-@_batch_norm_backward.register_fake
+@torch.library.register_fake("fastnorm::batch_norm_backward")
 def _batch_norm_backward_shapes(dy: Any, x: Any, residual: Any, table: Any, inv_std: Any, training: bool,
                                 activation: Any, negative_slope: float) -> Any:
     channels = x.shape[CHANNELS]
@@ -104,7 +104,7 @@ def _differentiate_batch_norm(ctx: Any, dy: torch.Tensor, *_: Any) -> tuple[torc
     return *(gradient if need else None for gradient, need in zip(gradients, needed, strict=True)), *[None] * 5
 
 
-_batch_norm.register_autograd(_differentiate_batch_norm, setup_context=_save_batch_norm)
+torch.library.register_autograd("fastnorm::batch_norm", _differentiate_batch_norm, setup_context=_save_batch_norm)
 
 
 def batch_norm(input: torch.Tensor, running_mean: torch.Tensor | None, running_var: torch.Tensor | None,
@@ -206,7 +206,7 @@ def _cross_entropy(logits: torch.Tensor, target: torch.Tensor, weight: torch.Ten
     return torch.from_numpy(np.asarray(loss, order="C")), gradient
 
 
-@_cross_entropy.register_fake
+@torch.library.register_fake("fastnorm::cross_entropy")
 def _cross_entropy_shapes(logits: Any, target: Any, weight: Any, ignore_index: int, reduction: str,
                           label_smoothing: float) -> Any:
     axis = _class_axis(logits)
@@ -235,7 +235,8 @@ def _differentiate_cross_entropy(ctx: Any, dloss: torch.Tensor, _: Any) -> tuple
     return gradient, *[None] * 5
 
 
-_cross_entropy.register_autograd(_differentiate_cross_entropy, setup_context=_save_cross_entropy)
+torch.library.register_autograd("fastnorm::cross_entropy", _differentiate_cross_entropy,
+                                setup_context=_save_cross_entropy)
 
 
 def cross_entropy(input: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None,
