@@ -77,13 +77,20 @@ class _CrossEntropy(NamedTuple):
     out: Array | None
 
 
+def _check_label(targets: object, classes: int, ignore_index: int) -> tuple[Array, int]:
+    """The label of 1-d logits, any int, as one of 64 bits, and an ``ignore_index`` that it equals if it did before."""
+    number = check_integer("targets", targets)
+    if -(2**63) <= number < 2**63:
+        return np.array(number, _INT64), ignore_index
+    if number != ignore_index:
+        raise _wrong_label(classes, ignore_index, number)
+    return np.array(-1, _INT64), -1
+
+
 def _check_targets(targets: object, logits: Array, axis: int) -> Array:
     """Integer targets of logits' shape without the class axis, or probabilities of logits' shape and dtype."""
     if not isinstance(targets, np.ndarray):
-        if logits.ndim > 1:
-            raise TypeError(f"targets: expected a numpy.ndarray, got {type(targets).__name__}")
-        number = check_integer("targets", targets)
-        return np.array(max(-(2**63), min(number, 2**63 - 1)), _INT64)  # clipped, it is no class just the same
+        raise TypeError(f"targets: expected a numpy.ndarray, got {type(targets).__name__}")
     if isinstance(targets, np.ma.MaskedArray):
         raise TypeError(f"targets: expected a plain numpy.ndarray, got {type(targets).__name__}, whose mask would be "
                         "ignored")
@@ -102,10 +109,13 @@ def _check_cross_entropy(logits: object, targets: object, axis: object, weight: 
                          label_smoothing: object, reduction: object, out: object) -> _CrossEntropy:
     """Every check but the range of the labels (`_raise_for_labels`)."""
     logits, axis = _check_logits("logits", logits, axis)
-    targets = _check_targets(targets, logits, axis)
+    ignore_index = check_integer("ignore_index", ignore_index)
+    if logits.ndim == 1 and not isinstance(targets, np.ndarray):
+        targets, ignore_index = _check_label(targets, logits.size, ignore_index)
+    else:
+        targets = _check_targets(targets, logits, axis)
     if weight is not None:
         weight = check_like("weight", weight, (logits.shape[axis],), logits.dtype)
-    ignore_index = check_integer("ignore_index", ignore_index)
     label_smoothing = check_number("label_smoothing", label_smoothing, 0, 1)
     reduction = check_choice("reduction", reduction, ("mean", "sum", "none"))
     assert reduction is not None
@@ -115,6 +125,11 @@ def _check_cross_entropy(logits: object, targets: object, axis: object, weight: 
                          ignore_index, label_smoothing, reduction, out)
 
 
+def _wrong_label(classes: int, ignore_index: int, label: object, where: str = "") -> ValueError:
+    return ValueError(f"targets: expected classes in [0, {classes - 1}] or ignore_index {ignore_index}, "
+                      f"got {label}{where}")
+
+
 def _raise_for_labels(labels: Array, classes: int, ignore_index: int) -> None:
     """Raise for the first label, in C order, that is neither a class nor ``ignore_index``; return if there is none."""
     wrong = (labels < 0) | (labels >= classes)
@@ -122,8 +137,7 @@ def _raise_for_labels(labels: Array, classes: int, ignore_index: int) -> None:
     if not wrong.any():
         return
     at, where = first_true(wrong)
-    raise ValueError(f"targets: expected classes in [0, {classes - 1}] or ignore_index {ignore_index}, "
-                     f"got {labels[at]}{where}")
+    raise _wrong_label(classes, ignore_index, labels[at], where)
 
 
 # -- positions: the elements of integer targets, in the order of the logits' memory ------------------------------------
@@ -314,7 +328,9 @@ def softmax_cross_entropy(logits: Array, targets: Array | int | np.integer[Any],
     Notes
     -----
     A logit of -inf has probability 0, and a target mass of 0 there adds 0 to the loss, other masses infinity. A row
-    that holds NaN or +inf, or nothing but -inf, has loss and gradient NaN.
+    that holds NaN or +inf, or nothing but -inf, has loss and gradient NaN. Infinite and NaN weights and probabilities
+    are computed with as the formulas say: a row of infinite mass has an infinite loss, and a gradient that is infinite,
+    or NaN where infinite terms cancel. Without smoothing, other classes' weights do not touch a label's row.
 
     References
     ----------

@@ -25,6 +25,7 @@ from ._arrays import (
 )
 from ._outputs import destination
 from ._runtime import kernels
+from .norm import FORWARD_ROWS, WIDE_ROWS
 
 __all__ = ["Moments"]
 
@@ -221,6 +222,6 @@ class Moments:
         """``(x - mean) / sqrt(var)`` on checked arguments."""
         x, view = block(x, axis)
         y = destination(out, x)
-        kernels.batchnorm.standardize(x, y, mean, var, np.empty((4, view[1]), x.dtype), np.empty(view[1]), *view,
-                                      _runtime.threads_for_call())
+        kernels.batchnorm.standardize(x, y, mean, var, np.empty((FORWARD_ROWS, view[1]), x.dtype),
+                                      np.empty((WIDE_ROWS, view[1])), *view, _runtime.threads_for_call())
         return write_back(out, y)

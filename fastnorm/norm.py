@@ -39,6 +39,7 @@ __all__ = ["BatchNormCache", "batch_norm_backward", "batch_norm_forward", "batch
 ACTIVATIONS = {None: 0, "relu": 1, "leaky_relu": 2}
 TABLE_ROWS = 6  # BN_ROWS in vector.h
 FORWARD_ROWS = 4  # of these, the ones that a forward call fills
+WIDE_ROWS = 3  # BN_WIDE_ROWS, of the table in float64
 
 Backward = tuple[Array, Array | None, Array | None] | tuple[Array, Array | None, Array | None, Array]
 
@@ -54,7 +55,7 @@ class BatchNormCache(NamedTuple):
     residual: Array | None
     view: View
     table: Array
-    inv_std: Array
+    wide_table: Array
     training: bool
     activation: int
     negative_slope: float
@@ -185,17 +186,17 @@ def _normalize(x: Array, gamma: Array | None, beta: Array | None, running_mean: 
     y = destination(out, x)
     channels = view[1]
     table = np.empty((TABLE_ROWS, channels), x.dtype)
-    inv_std = np.empty(channels, np.float64)
+    wide_table = np.empty((WIDE_ROWS, channels), np.float64)
     gamma_ = None if gamma is None else dense_vector(gamma)
     beta_ = None if beta is None else dense_vector(beta)
     mean_ = None if running_mean is None else dense_vector(running_mean)
     var_ = None if running_var is None else dense_vector(running_var)
-    kernels.batchnorm.forward(x, residual, y, gamma_, beta_, mean_, var_, table, inv_std, *view, training, momentum,
+    kernels.batchnorm.forward(x, residual, y, gamma_, beta_, mean_, var_, table, wide_table, *view, training, momentum,
                               eps, unbiased, activation, slope, _runtime.threads_for_call())
     if training and running_mean is not None and running_var is not None:
         write_back(running_mean, mean_)  # type: ignore[arg-type]  # an array like running_mean
         write_back(running_var, var_)  # type: ignore[arg-type]
-    cache = BatchNormCache(x, residual, view, table, inv_std, training, activation, slope, gamma is not None,
+    cache = BatchNormCache(x, residual, view, table, wide_table, training, activation, slope, gamma is not None,
                            beta is not None)
     return write_back(out, y), cache
 
@@ -377,11 +378,11 @@ def batch_norm_backward(dy: Array, cache: BatchNormCache, *, out: Array | None =
     array([6.])
     """
     _check_backward(dy, cache, BatchNormCache, out)
-    x, residual, view, table, inv_std, training, activation, slope, has_gamma, has_beta = cache
+    x, residual, view, table, wide_table, training, activation, slope, has_gamma, has_beta = cache
     dx = destination(out, x)
     dresidual = None if residual is None else empty_like(x)
     dgamma, dbeta = np.empty(view[1], x.dtype), np.empty(view[1], x.dtype)
-    kernels.batchnorm.backward(matching(dy, x), x, residual, dx, dresidual, table.copy(), inv_std, dgamma, dbeta, *view,
-                               training, activation, slope, _runtime.threads_for_call())
+    kernels.batchnorm.backward(matching(dy, x), x, residual, dx, dresidual, table.copy(), wide_table, dgamma, dbeta,
+                               *view, training, activation, slope, _runtime.threads_for_call())
     gradients = (write_back(out, dx), dgamma if has_gamma else None, dbeta if has_beta else None)
     return gradients if dresidual is None else (*gradients, dresidual)

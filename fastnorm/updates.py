@@ -2,6 +2,11 @@
 
 Every function takes one array or a list of arrays an argument and handles the whole list in one call. The formulas and
 defaults are PyTorch's; ``fastnorm.optim`` holds the classes that keep the state.
+
+State is rounded to its dtype before it is used: a gradient whose square that dtype cannot hold (from 1.8e19 on in
+float32) makes ``v`` infinite and leaves the parameter where it is, as in PyTorch. An ``eps`` above 0 that is too small
+for float32 counts as float32's smallest number; an option too large for float32 is a ValueError where a parameter is
+of that dtype.
 """
 
 from __future__ import annotations
@@ -14,6 +19,8 @@ import numpy as np
 
 from . import _runtime
 from ._arrays import (
+    FLOAT32,
+    FLOAT32_MAX,
     Array,
     check_array,
     check_disjoint,
@@ -122,6 +129,16 @@ def _run(kernel: Callable[..., Any], lists: Lists, present: tuple[int | None, ..
     return result
 
 
+def _check_float32(lists: Lists, **constants: float) -> None:
+    """Require constants that float32 can hold if any parameter is float32: beyond, updates would be NaN.
+
+    To be called where their sum is beyond, as it seldom is: looking at every dtype takes long.
+    """
+    for name, value in constants.items():
+        if value > FLOAT32_MAX and any(a.dtype == FLOAT32 for a in lists.arrays[0]):
+            raise ValueError(f"{name}: expected a number that float32, a parameter's dtype, can hold, got {value:g}")
+
+
 def _need(name: str, value: object, reason: str) -> None:
     if value is None:
         raise ValueError(f"{name}: expected arrays like params because {reason}, got None")
@@ -146,7 +163,10 @@ def _check_momentum(params: object, grads: object, velocities: object, lr: objec
         _need("velocities", velocities, f"momentum is {constants[1]:g}")
     if velocities is not None:
         arguments.append(("velocities", velocities, True))
-    return check_lists(*arguments), constants
+    lists = check_lists(*arguments)
+    if constants[0] + constants[1] + constants[2] + constants[4] > FLOAT32_MAX:
+        _check_float32(lists, lr=constants[0], momentum=constants[1], dampening=constants[2], weight_decay=constants[4])
+    return lists, constants
 
 
 def momentum_step(params: Arrays, grads: Arrays, velocities: Arrays | None, *, lr: float, momentum: float = 0.9,
@@ -189,8 +209,9 @@ def momentum_step(params: Arrays, grads: Arrays, velocities: Arrays | None, *, l
     TypeError
         If an argument is no array or list of arrays, or a dtype is not supported or does not match.
     ValueError
-        If shapes or lengths do not match, a number is out of its range, an array to be written is read-only or overlaps
-        another one, or velocities are missing. Nothing has been written then.
+        If shapes or lengths do not match, a number is out of its range (or of float32's, for
+        parameters of that dtype), an array to be written is read-only or overlaps another one, or velocities are
+        missing. Nothing has been written then.
 
     References
     ----------
@@ -234,7 +255,10 @@ def _check_rmsprop(params: object, grads: object, square_avgs: object, lr: objec
     if momentum_buffers is not None:
         at_buffers = len(arguments) if has_momentum else None
         arguments.append(("momentum_buffers", momentum_buffers, has_momentum))
-    return check_lists(*arguments), (at_grad_avgs, at_buffers), constants
+    lists = check_lists(*arguments)
+    if constants[0] + constants[2] + constants[3] + constants[4] > FLOAT32_MAX:
+        _check_float32(lists, lr=constants[0], eps=constants[2], weight_decay=constants[3], momentum=constants[4])
+    return lists, (at_grad_avgs, at_buffers), constants
 
 
 def rmsprop_step(params: Arrays, grads: Arrays, square_avgs: Arrays, *, lr: float = 1e-2, alpha: float = 0.99,
@@ -290,8 +314,9 @@ def rmsprop_step(params: Arrays, grads: Arrays, square_avgs: Arrays, *, lr: floa
     TypeError
         If an argument is no array or list of arrays, or a dtype is not supported or does not match.
     ValueError
-        If shapes or lengths do not match, a number is out of its range, an array to be written is read-only or overlaps
-        another one, or a needed buffer is missing. Nothing has been written then.
+        If shapes or lengths do not match, a number is out of its range (or of float32's, for
+        parameters of that dtype), an array to be written is read-only or overlaps another one, or a needed buffer is
+        missing. Nothing has been written then.
 
     References
     ----------
@@ -337,7 +362,10 @@ def _check_adam(params: object, grads: object, exp_avgs: object, exp_avg_sqs: ob
         _need("max_exp_avg_sqs", max_exp_avg_sqs, "amsgrad is True")
     if max_exp_avg_sqs is not None:
         arguments.append(("max_exp_avg_sqs", max_exp_avg_sqs, amsgrad))
-    return check_lists(*arguments), 4 if amsgrad else None, constants
+    lists = check_lists(*arguments)
+    if constants[1] + constants[4] + constants[5] > FLOAT32_MAX:
+        _check_float32(lists, lr=constants[1], eps=constants[4], weight_decay=constants[5])
+    return lists, 4 if amsgrad else None, constants
 
 
 def adam_step(params: Arrays, grads: Arrays, exp_avgs: Arrays, exp_avg_sqs: Arrays, *, step: int, lr: float = 1e-3,
@@ -392,8 +420,9 @@ def adam_step(params: Arrays, grads: Arrays, exp_avgs: Arrays, exp_avg_sqs: Arra
     TypeError
         If an argument is no array or list of arrays, or a dtype is not supported or does not match.
     ValueError
-        If shapes or lengths do not match, a number is out of its range, an array to be written is read-only or overlaps
-        another one, or a needed buffer is missing. Nothing has been written then.
+        If shapes or lengths do not match, a number is out of its range (or of float32's, for
+        parameters of that dtype), an array to be written is read-only or overlaps another one, or a needed buffer is
+        missing. Nothing has been written then.
 
     References
     ----------
@@ -424,7 +453,10 @@ def _check_adagrad(params: object, grads: object, state_sums: object, step: obje
     constants = (_check_step(step), check_number("lr", lr), check_number("lr_decay", lr_decay),
                  check_number("eps", eps), check_number("weight_decay", weight_decay),
                  check_flag("maximize", maximize))
-    return check_lists(("params", params, True), ("grads", grads, False), ("state_sums", state_sums, True)), constants
+    lists = check_lists(("params", params, True), ("grads", grads, False), ("state_sums", state_sums, True))
+    if constants[1] + constants[3] + constants[4] > FLOAT32_MAX:
+        _check_float32(lists, lr=constants[1], eps=constants[3], weight_decay=constants[4])
+    return lists, constants
 
 
 def adagrad_step(params: Arrays, grads: Arrays, state_sums: Arrays, *, step: int, lr: float = 1e-2,
@@ -464,8 +496,9 @@ def adagrad_step(params: Arrays, grads: Arrays, state_sums: Arrays, *, step: int
     TypeError
         If an argument is no array or list of arrays, or a dtype is not supported or does not match.
     ValueError
-        If shapes or lengths do not match, a number is out of its range, or an array to be written is read-only or
-        overlaps another one. Nothing has been written then.
+        If shapes or lengths do not match, a number is out of its range (or of float32's, for
+        parameters of that dtype), or an array to be written is read-only or overlaps another one. Nothing has been
+        written then.
 
     References
     ----------

@@ -53,17 +53,27 @@ FASTNORM_INLINE real FN(expm1)(real x) {
     return x == 0 ? x : result;
 }
 
-/* e**(x/alpha) for x <= 0, given 1/alpha and exp_period of alpha: without the rounding of x/alpha, which at -80 alone
-   would cost 40 ulp. At most 2 ulp. */
-FASTNORM_INLINE real FN(exp_quotient)(real x, real inverse, real period_hi, real period_lo) {
-    const real t = x * inverse;
-    uint_of_real n_plus_bias2;
-    const real r = FN(exp_reduce)(x, t, period_hi, period_lo, &n_plus_bias2) * inverse;
-    const real result = FN(scale_by_power_of_two)(FN(exp_polynomial)(r), n_plus_bias2);
-    return t < EXP_BOTTOM ? 0 : result; /* written so that NaN passes */
-}
+/* dy * gain * e**(x/alpha) for x <= 0 and gain = mantissa * 2**exponent. Half of the power of two goes to dy: a slope too
+   small for a float is not lost where a large dy makes a normal product of it. x/alpha itself is not formed: its rounding
+   at -80 alone would cost 40 ulp. At most 3 ulp.
 
-FASTNORM_INLINE real FN(absolute)(real x) { return sizeof(real) == 4 ? (real)fabsf((float)x) : (real)fabs((double)x); }
+   inverse, period_hi, period_lo : 1/alpha and exp_period of alpha
+   lowest : alpha * lowest_exponent(exponent); below, the slope stays what it is there, 2**-251 (2**-2043 in double)
+   vanishing : alpha * SLOPE_VANISHES; below, the slope is 0 */
+FASTNORM_INLINE real FN(times_slope)(real dy, real x, real inverse, real period_hi, real period_lo, real lowest,
+                                     real vanishing, real mantissa, int exponent) {
+    const real limited = x < lowest ? lowest : x; /* written so that NaN passes */
+    uint_of_real n_plus_bias2;
+    const real r = FN(exp_reduce)(limited, limited * inverse, period_hi, period_lo, &n_plus_bias2) * inverse;
+    real a, b;
+    FN(two_powers_of_two)(n_plus_bias2 + (uint_of_real)exponent, &a, &b);
+    const real rest = FN(exp_polynomial)(r) * mantissa * b;
+    return (dy * a) * (x < vanishing ? 0 : rest);
+}
+#define SLOPE_VANISHES -1490.2664382038824 /* e**(x/2), squared in the twin, is 0 in double below this */
+
+/* The least x of whose power of two, times 2**exponent, both halves are normal numbers. */
+static double FN(lowest_exponent)(int exponent) { return (3 - 2 * EXP_BIAS - exponent) * 0.6931471805599453; }
 
 /* 1 / (1 + e**-x), from e**-|x| so that nothing overflows and the left tail keeps its relative accuracy. */
 FASTNORM_INLINE real FN(sigmoid)(real x) {
@@ -106,17 +116,19 @@ FASTNORM_INLINE real FN(elu)(real x, real alpha) {
     const real negative = alpha * FN(expm1)(x > 0 ? 0 : x);
     return x > 0 ? x : negative;
 }
-FASTNORM_INLINE real FN(elu_gradient)(real dy, real x, real alpha) {
-    const real slope = alpha * FN(exp_nonpositive)(x > 0 ? 0 : x);
-    return x > 0 ? dy : dy * slope;
+/* What times_slope makes of x > 0 is not used. */
+FASTNORM_INLINE real FN(elu_gradient)(real dy, real x, real lowest, real mantissa, int exponent) {
+    const real negative = FN(times_slope)(dy, x, 1, EXP_LN2_HI, EXP_LN2_LO, lowest, SLOPE_VANISHES, mantissa, exponent);
+    return x > 0 ? dy : negative;
 }
 FASTNORM_INLINE real FN(celu)(real x, real alpha) {
     const real negative = alpha * FN(expm1)((x > 0 ? 0 : x) / alpha);
     return x > 0 ? x : negative;
 }
-FASTNORM_INLINE real FN(celu_gradient)(real dy, real x, real inverse, real period_hi, real period_lo) {
-    const real slope = FN(exp_quotient)(x > 0 ? 0 : x, inverse, period_hi, period_lo);
-    return x > 0 ? dy : dy * slope;
+/* The slope at 0 is exactly 1, as beyond. */
+FASTNORM_INLINE real FN(celu_gradient)(real dy, real x, real inverse, real period_hi, real period_lo, real lowest,
+                                       real vanishing) {
+    return FN(times_slope)(dy, x > 0 ? 0 : x, inverse, period_hi, period_lo, lowest, vanishing, 1, 0);
 }
 /* From y, in an order of the factors in which no product overflows and no difference cancels. */
 FASTNORM_INLINE real FN(sigmoid_gradient)(real dy, real y) { return dy * (1 - y) * y; }
@@ -148,12 +160,17 @@ static void FN(activation_backward)(int kind, const real *dy, const real *x, rea
     switch (kind) {
     case ACTIVATION_RELU: ELEMENTWISE(FN(activate_gradient)(dy[i], x[i], ACTIVATION_RELU, a))
     case ACTIVATION_LEAKY_RELU: ELEMENTWISE(FN(activate_gradient)(dy[i], x[i], ACTIVATION_LEAKY_RELU, a))
-    case ACTIVATION_ELU: ELEMENTWISE(FN(elu_gradient)(dy[i], x[i], a))
+    case ACTIVATION_ELU: {
+        int exponent; /* 0 or that of a mantissa of at least 1, so that dy overflows alone only where the product does */
+        const real mantissa = (real)(2 * frexp(factor, &exponent)), lowest = (real)FN(lowest_exponent)(--exponent);
+        ELEMENTWISE(FN(elu_gradient)(dy[i], x[i], lowest, mantissa, exponent))
+    }
     case ACTIVATION_CELU: {
         const real inverse = (real)(1 / factor);
+        const real lowest = (real)(factor * FN(lowest_exponent)(0)), vanishing = (real)(factor * SLOPE_VANISHES);
         real hi, lo;
         FN(exp_period)(factor, &hi, &lo);
-        ELEMENTWISE(FN(celu_gradient)(dy[i], x[i], inverse, hi, lo))
+        ELEMENTWISE(FN(celu_gradient)(dy[i], x[i], inverse, hi, lo, lowest, vanishing))
     }
     case ACTIVATION_SIGMOID: ELEMENTWISE(FN(sigmoid_gradient)(dy[i], x[i]))
     case ACTIVATION_TANH: ELEMENTWISE(FN(tanh_gradient)(dy[i], x[i]))
@@ -161,6 +178,7 @@ static void FN(activation_backward)(int kind, const real *dy, const real *x, rea
 }
 
 #undef ELEMENTWISE
+#undef SLOPE_VANISHES
 
 /* Inverted dropout of n values whose random words are numbered first, first + step, ...: IN x[n], OUT y[n], which may
    be x. A dropped value is multiplied by 0, so that NaN and infinity show. */

@@ -192,13 +192,15 @@ static void FN(bn_merge_chunk)(double count, double n, const real *restrict pivo
     }
 }
 
-/* Whether every channel's sums of d and d*d kept their digits: a float overflows beyond 1e19 squared, and loses squares
-   that are subnormal. Both are 0 where all data equal the pivot; NaN is not in range. */
+/* Whether every channel's sums of d and d*d kept their digits: a float overflows beyond 1e19 squared, a double beyond
+   1e154, and a float loses squares that are subnormal. Both are 0 where all data equal the pivot; NaN is not in range. */
 static int FN(bn_in_range)(const double *restrict sum, const double *restrict square, ptrdiff_t channels) {
     int all = 1;
     if (sizeof(real) == 4)
         for (ptrdiff_t k = 0; k < channels; k++)
             all &= ((square[k] >= 1e-30) & (square[k] <= 3.4028234663852886e38)) | ((square[k] == 0) & (sum[k] == 0));
+    else
+        for (ptrdiff_t k = 0; k < channels; k++) all &= square[k] <= 1.7976931348623157e308;
     return all;
 }
 
@@ -267,30 +269,32 @@ static void FN(bn_update_running)(real *restrict running, const double *restrict
         running[c] = (real)((1 - momentum) * running[c] + momentum * (batch[c] * factor));
 }
 
-/* The first four rows of the parameter table and inv_std, for channels of this mean and variance. An infinite mean has no
-   low part (inf - inf is NaN), and makes its outputs infinite or NaN by itself. */
+/* The first four rows of the parameter table, and the wide table, for channels of this mean and variance. An infinite
+   mean has no low part (inf - inf is NaN). */
 FASTNORM_INLINE void FN(bn_parameters_loop)(const double *restrict mean, const double *restrict var,
                                             const real *restrict gamma, const real *restrict beta, double eps,
-                                            ptrdiff_t channels, real *restrict p, ptrdiff_t ld, double *restrict inv_std,
+                                            ptrdiff_t channels, real *restrict p, ptrdiff_t ld, double *restrict wide,
                                             int with_gamma, int with_beta) {
     SIMD
     for (ptrdiff_t c = 0; c < channels; c++) {
         const real hi = (real)mean[c], lo = (real)(mean[c] - hi);
-        const double inverse = 1 / sqrt(var[c] + eps);
-        inv_std[c] = inverse;
+        const double inverse = 1 / sqrt(var[c] + eps), scale = with_gamma ? gamma[c] * inverse : inverse;
+        wide[BN_INV_STD * ld + c] = inverse;
+        wide[BN_WIDE_MEAN * ld + c] = mean[c];
+        wide[BN_WIDE_SCALE * ld + c] = scale;
         p[BN_MEAN_HI * ld + c] = hi;
         p[BN_MEAN_LO * ld + c] = lo - lo == 0 ? lo : 0;
-        p[BN_SCALE * ld + c] = (real)(with_gamma ? gamma[c] * inverse : inverse);
+        p[BN_SCALE * ld + c] = (real)scale;
         p[BN_BETA * ld + c] = with_beta ? beta[c] : 0;
     }
 }
 
 static void FN(bn_parameters)(const double *mean, const double *var, const real *gamma, const real *beta, double eps,
-                              ptrdiff_t channels, real *p, ptrdiff_t ld, double *inv_std) {
-    if (gamma && beta) FN(bn_parameters_loop)(mean, var, gamma, beta, eps, channels, p, ld, inv_std, 1, 1);
-    else if (gamma) FN(bn_parameters_loop)(mean, var, gamma, beta, eps, channels, p, ld, inv_std, 1, 0);
-    else if (beta) FN(bn_parameters_loop)(mean, var, gamma, beta, eps, channels, p, ld, inv_std, 0, 1);
-    else FN(bn_parameters_loop)(mean, var, gamma, beta, eps, channels, p, ld, inv_std, 0, 0);
+                              ptrdiff_t channels, real *p, ptrdiff_t ld, double *wide) {
+    if (gamma && beta) FN(bn_parameters_loop)(mean, var, gamma, beta, eps, channels, p, ld, wide, 1, 1);
+    else if (gamma) FN(bn_parameters_loop)(mean, var, gamma, beta, eps, channels, p, ld, wide, 1, 0);
+    else if (beta) FN(bn_parameters_loop)(mean, var, gamma, beta, eps, channels, p, ld, wide, 0, 1);
+    else FN(bn_parameters_loop)(mean, var, gamma, beta, eps, channels, p, ld, wide, 0, 0);
 }
 
 /* -- apply, reduce, gradient -- */
@@ -515,6 +519,109 @@ static void FN(bn_finish_reduction)(const double *restrict sum, const double *re
         p[BN_SLOPE_X * ld + c] = (real)(product[c] * each * inv_std[c] * inv_std[c]);
     }
 }
+
+/* -- channels beyond the range of the loops above --
+
+   A loop overflows on its way to a finite result, or loses digits, where a mean, 1 / std, gamma / std or beta is very
+   large or, but for 0, very small: x - mean beyond 3.4e38, a std of 1e-40, gamma = 1e30 over a small std. Tiles with such
+   a channel (no other ones: this is known from the parameters alone) go through what follows: the twin's formulas in
+   double. The other channels of such a tile take their masks from the same bits as everywhere. */
+
+#ifdef FASTNORM_DOUBLE
+#define BN_RANGE 8.452712498170644e270 /* 2**900 */
+#else
+#define BN_RANGE 1.2676506002282294e30 /* 2**100 */
+#endif
+/* Below 2**-100 a float mean has no place for its low part, an error of 2**-150: of y, 2**-130 at most with this scale. */
+#define BN_SMALL_SCALE (sizeof(real) == 4 ? 1048576 : INFINITY)
+#define BN_IN_RANGE(value) ((fabs(value) <= BN_RANGE) & (fabs(value) >= 1 / BN_RANGE)) /* not for NaN */
+#define BN_ORDINARY 1048576 /* sums of sizes stay below it, and scales and 1 / std above its inverse */
+
+/* Whether all these channels can go through the loops above: ordinary ones by one look, others by their own. */
+static int FN(bn_plain)(const real *restrict p, const double *restrict wide, ptrdiff_t ld, ptrdiff_t channels) {
+    real sizes = 0;
+    double inverses = 0;
+    _Pragma("omp simd reduction(+ : sizes)")
+    for (ptrdiff_t c = 0; c < channels; c++) {
+        const real scale = FN(absolute)(p[BN_SCALE * ld + c]);
+        sizes += (FN(absolute)(p[BN_MEAN_HI * ld + c]) + FN(absolute)(p[BN_BETA * ld + c]))
+                 + (scale >= (real)1 / BN_ORDINARY ? scale : BN_ORDINARY);
+    }
+    _Pragma("omp simd reduction(+ : inverses)")
+    for (ptrdiff_t c = 0; c < channels; c++) {
+        const double inverse = wide[BN_INV_STD * ld + c];
+        inverses += inverse >= 1.0 / BN_ORDINARY ? inverse : BN_ORDINARY;
+    }
+    if (sizes < BN_ORDINARY && inverses < BN_ORDINARY) return 1;
+    int all = 1;
+    for (ptrdiff_t c = 0; c < channels; c++) {
+        const double mean = wide[BN_WIDE_MEAN * ld + c], scale = wide[BN_WIDE_SCALE * ld + c];
+        all &= (BN_IN_RANGE(mean) | (mean == 0) | ((fabs(mean) < 1) & (fabs(scale) <= BN_SMALL_SCALE)))
+               & (BN_IN_RANGE(scale) | (scale == 0)) & BN_IN_RANGE(wide[BN_INV_STD * ld + c])
+               & (fabs((double)p[BN_BETA * ld + c]) <= BN_RANGE);
+    }
+    return all;
+}
+
+/* The same for what the gradient needs besides: the table's last rows. */
+static int FN(bn_plain_gradient)(const real *restrict p, ptrdiff_t ld, ptrdiff_t channels) {
+    int all = 1;
+    _Pragma("omp simd reduction(& : all)")
+    for (ptrdiff_t c = 0; c < channels; c++)
+        all &= FN(absolute)(p[BN_DZ_MEAN * ld + c]) + FN(absolute)(p[BN_SLOPE_X * ld + c]) <= (real)BN_RANGE;
+    return all;
+}
+
+/* What follows works on a run of one channel; p and wide point at its column of the tables. The pre-activation's bits: */
+FASTNORM_INLINE real FN(bn_careful_z)(real x, const real *residual, const real *p, const double *wide, ptrdiff_t ld,
+                                      int plain) {
+    if (plain) {
+        const real z = FN(bn_centered)(x, p[BN_MEAN_HI * ld], p[BN_MEAN_LO * ld]) * p[BN_SCALE * ld] + p[BN_BETA * ld];
+        return residual ? z + *residual : z;
+    }
+    const double z = (x - wide[BN_WIDE_MEAN * ld]) * wide[BN_WIDE_SCALE * ld] + p[BN_BETA * ld];
+    return (real)(residual ? z + *residual : z);
+}
+
+static void FN(bn_careful_apply)(const real *x, const real *residual, real *y, ptrdiff_t n, const real *p,
+                                 const double *wide, ptrdiff_t ld, real slope, int activation) {
+    const int plain = FN(bn_plain)(p, wide, ld, 1);
+    for (ptrdiff_t j = 0; j < n; j++)
+        y[j] = FN(activate)(FN(bn_careful_z)(x[j], residual ? residual + j : NULL, p, wide, ld, plain), activation, slope);
+}
+
+/* sum += dz and product += dz * (x - mean). */
+static void FN(bn_careful_reduce)(const real *dy, const real *x, const real *residual, ptrdiff_t n, const real *p,
+                                  const double *wide, ptrdiff_t ld, real slope, int activation, double *sum,
+                                  double *product) {
+    const int plain = FN(bn_plain)(p, wide, ld, 1);
+    for (ptrdiff_t j = 0; j < n; j++) {
+        const real z = FN(bn_careful_z)(x[j], residual ? residual + j : NULL, p, wide, ld, plain);
+        const double dz = FN(activate_gradient)(dy[j], z, activation, slope);
+        *sum += dz;
+        *product += dz * (x[j] - wide[BN_WIDE_MEAN * ld]);
+    }
+}
+
+/* dx and dresidual, from the sums over `count` values. */
+static void FN(bn_careful_gradient)(const real *dy, const real *x, const real *residual, real *dx, real *dresidual,
+                                    ptrdiff_t n, const real *p, const double *wide, ptrdiff_t ld, real slope,
+                                    int activation, int frozen, double sum, double product, double count) {
+    const int plain = FN(bn_plain)(p, wide, ld, 1);
+    const double dz_mean = sum / count, xhat_mean = product * wide[BN_INV_STD * ld] / count;
+    for (ptrdiff_t j = 0; j < n; j++) {
+        const real z = FN(bn_careful_z)(x[j], residual ? residual + j : NULL, p, wide, ld, plain);
+        const real dz = FN(activate_gradient)(dy[j], z, activation, slope);
+        const double xhat = (x[j] - wide[BN_WIDE_MEAN * ld]) * wide[BN_INV_STD * ld];
+        dx[j] = (real)(wide[BN_WIDE_SCALE * ld] * (frozen ? dz : dz - dz_mean - xhat * xhat_mean));
+        if (dresidual) dresidual[j] = dz;
+    }
+}
+
+#undef BN_RANGE
+#undef BN_SMALL_SCALE
+#undef BN_IN_RANGE
+#undef BN_ORDINARY
 
 #undef BN_VECTOR
 #undef BN_EACH_CHANNEL

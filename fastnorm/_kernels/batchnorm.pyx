@@ -26,6 +26,8 @@ The twin is `fastnorm/reference/norm.py`.
 #   chunk is summed in double.
 # - The mean travels as two numbers (mean_hi + mean_lo): in float32 one number is not enough when data lie far from
 #   zero.
+# - Channels whose parameters are so large or small that a float overflows or loses digits on the way are found from the
+#   parameters, once a tile, and computed in double (`bn_plain`, `careful_item`).
 # - Outputs of short runs are computed channel by channel in whole vectors into a buffer, each channel's surplus being
 #   overwritten by the next: no tails, no wide table, and memory is walked in its own order. Only runs below SHORT use
 #   the table of columns.
@@ -38,11 +40,12 @@ from libc.math cimport NAN, fabs, isfinite, isnan
 from libc.string cimport memcpy, memset
 
 from .vector cimport (
-    BN_BETA, BN_MEAN_HI, BN_MEAN_LO, BN_ROWS, LANES, SPREAD, STATS_ROWS, STREAM_BYTES, Team, at_offset,
-    bn_add_finite, bn_any_far, bn_apply, bn_apply_channels, bn_channel_sums, bn_finish_reduction, bn_gradient,
-    bn_gradient_channels, bn_in_range, bn_merge, bn_merge_chunk, bn_parameters, bn_reduce_columns, bn_reduce_run,
-    bn_spread, bn_square_sum, bn_stats_columns, bn_stats_run, bn_typical, bn_update_running, bn_wide_moments, data,
-    fits, is_float32, lanes_sum, real, scratch_alloc, scratch_free, stream_copy, stream_fence, team_close, team_mark,
+    BN_BETA, BN_INV_STD, BN_MEAN_HI, BN_MEAN_LO, BN_ROWS, BN_WIDE_ROWS, LANES, SPREAD, STATS_ROWS, STREAM_BYTES, Team,
+    at_offset, bn_add_finite, bn_any_far, bn_apply, bn_apply_channels, bn_careful_apply, bn_careful_gradient,
+    bn_careful_reduce, bn_channel_sums, bn_finish_reduction, bn_gradient, bn_gradient_channels, bn_in_range, bn_merge,
+    bn_merge_chunk, bn_parameters, bn_plain, bn_plain_gradient, bn_reduce_columns, bn_reduce_run, bn_spread,
+    bn_square_sum, bn_stats_columns, bn_stats_run, bn_typical, bn_update_running, bn_wide_moments, data, fits,
+    is_float32, lanes_sum, real, scratch_alloc, scratch_free, stream_copy, stream_fence, team_close, team_mark,
     team_open,
 )
 
@@ -85,7 +88,7 @@ cdef struct Job:
     void* y                          # OUT  (outer, C, inner): y forward, dx backward
     void* dresidual                  # OUT  (outer, C, inner) or NULL, backward
     void* table                      # (BN_ROWS, C): OUT forward (first four rows), IN backward (all)
-    double* inv_std                  # (C,): OUT forward, IN backward
+    double* wide                     # (BN_WIDE_ROWS, C): OUT forward, IN backward
     const void* gamma                # IN   (C,) or NULL
     const void* beta                 # IN   (C,) or NULL
     void* running_mean               # INOUT (C,) or NULL
@@ -95,6 +98,7 @@ cdef struct Job:
     double momentum, eps, slope
     bint unbiased, frozen, stream
     int activation
+    bint plain                       # backward: no tile needs to ask `bn_plain` again
     Py_ssize_t partials              # doubles of `partial`
     double* partial                  # (blocks, 2, C): mean and M2 forward, sum and product backward
     char* scratch
@@ -406,7 +410,7 @@ cdef inline void set_parameters(const Job* job, Py_ssize_t c0, Py_ssize_t c1, co
                                 real* kind) noexcept nogil:
     """The parameter table of channels c0 to c1, from their statistics; mean and var begin at channel 0."""
     bn_parameters(mean + c0, var + c0, at_offset(<const real*> job.gamma, c0), at_offset(<const real*> job.beta, c0),
-                  job.eps, c1 - c0, <real*> job.table + c0, job.channels, job.inv_std + c0)
+                  job.eps, c1 - c0, <real*> job.table + c0, job.channels, job.wide + c0)
 
 
 cdef void finish_statistics(const Job* job, Py_ssize_t t, real* kind) noexcept nogil:
@@ -422,6 +426,52 @@ cdef void finish_statistics(const Job* job, Py_ssize_t t, real* kind) noexcept n
     for c in range(c0, c1):
         m2[c] /= count
     set_parameters(job, c0, c1, mean, m2, kind)
+
+
+# -- tiles with a channel beyond the range of the loops ----------------------------------------------------------------
+
+
+cdef inline bint is_plain(const Job* job, Py_ssize_t c0, Py_ssize_t c1, real* kind) noexcept nogil:
+    """Whether channels c0 to c1 can go through the usual loops."""
+    return job.plain or bn_plain(<const real*> job.table + c0, job.wide + c0, job.channels, c1 - c0)
+
+
+cdef inline bint is_gradient_plain(const Job* job, Py_ssize_t c0, Py_ssize_t c1, real* kind) noexcept nogil:
+    """Whether their gradient can."""
+    return job.frozen or bn_plain_gradient(<const real*> job.table + c0, job.channels, c1 - c0)
+
+
+cdef void careful_item(const Job* job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t b, double* sum, double* product,
+                       real* kind) noexcept nogil:
+    """Of channels c0 to c1 over block b, run by run: the sums of the backward where they are given, else the output."""
+    cdef Py_ssize_t per_unit = job.inner if job.columns else 1, start = first_unit(job, b) * per_unit
+    cdef Py_ssize_t stop = first_unit(job, b + 1) * per_unit, ld = job.channels, c, s, n, i
+    cdef const real *x = <const real*> job.x
+    cdef const real *dy = <const real*> job.dy
+    cdef const real *residual
+    cdef const real *table
+    cdef const double *wide
+    cdef real *dresidual
+    cdef real *y = <real*> job.y
+    cdef real slope = <real> job.slope
+    for c in range(c0, c1):
+        table, wide = <const real*> job.table + c, job.wide + c
+        s = start
+        while s < stop:
+            n = min(job.inner - s % job.inner, stop - s)
+            i = (s // job.inner * ld + c) * job.inner + s % job.inner
+            residual = at_offset(<const real*> job.residual, i)
+            if sum != NULL:
+                bn_careful_reduce(dy + i, x + i, residual, n, table, wide, ld, slope, job.activation, &sum[c],
+                                  &product[c])
+            elif dy == NULL:
+                bn_careful_apply(x + i, residual, y + i, n, table, wide, ld, slope, job.activation)
+            else:
+                dresidual = <real*> job.dresidual + i if job.dresidual != NULL else NULL
+                bn_careful_gradient(dy + i, x + i, residual, y + i, dresidual, n, table, wide, ld, slope,
+                                    job.activation, job.frozen, job.partial[c], job.partial[ld + c],
+                                    <double> job.outer * job.inner)
+            s += n
 
 
 # -- apply -------------------------------------------------------------------------------------------------------------
@@ -586,6 +636,9 @@ cdef void output_item(const Job* job, Py_ssize_t t, Py_ssize_t b, real* scratch)
     cdef Py_ssize_t u0 = first_unit(job, b), u1 = first_unit(job, b + 1)
     cdef Output out
     cdef real *buffers = scratch + (BN_ROWS + 2) * padded(job.width)
+    if not is_plain(job, c0, c1, scratch) or (job.dy != NULL and not is_gradient_plain(job, c0, c1, scratch)):
+        careful_item(job, c0, c1, b, NULL, NULL, scratch)
+        return
     out.y.target = out.dresidual.target = NULL
     out.y.held = out.dresidual.held = 0
     out.y.buffer, out.dresidual.buffer = <char*> buffers, <char*> (buffers + padded(PIECE + SPREAD))
@@ -650,6 +703,9 @@ cdef void reduce_item(const Job* job, Py_ssize_t t, Py_ssize_t b, real* scratch)
     cdef real slope = <real> job.slope
     memset(sum + c0, 0, (c1 - c0) * sizeof(double))
     memset(product + c0, 0, (c1 - c0) * sizeof(double))
+    if not is_plain(job, c0, c1, scratch):
+        careful_item(job, c0, c1, b, sum, product, scratch)
+        return
     if job.columns:
         table = spread_table(job, c0, c1, 0, BN_BETA + 1, scratch, &ld)
         width = (c1 - c0) * job.inner
@@ -699,8 +755,8 @@ cdef void finish_reduction(const Job* job, Py_ssize_t t, real* kind) noexcept no
         for c in range(c0, c1):
             sum[c] += job.partial[2 * b * ld + c]
             product[c] += job.partial[(2 * b + 1) * ld + c]
-    bn_finish_reduction(sum + c0, product + c0, job.inv_std + c0, <double> job.outer * job.inner, c1 - c0,
-                        <real*> job.dgamma + c0, <real*> job.dbeta + c0, <real*> job.table + c0, ld)
+    bn_finish_reduction(sum + c0, product + c0, job.wide + BN_INV_STD * ld + c0, <double> job.outer * job.inner,
+                        c1 - c0, <real*> job.dgamma + c0, <real*> job.dbeta + c0, <real*> job.table + c0, ld)
 
 
 # -- all tiles and blocks ----------------------------------------------------------------------------------------------
@@ -805,10 +861,12 @@ cdef void* allocate(Job* job, int threads) except NULL:
     return memory
 
 
-def forward(x, residual, y, gamma, beta, running_mean, running_var, table, inv_std, Py_ssize_t outer,
+def forward(x, residual, y, gamma, beta, running_mean, running_var, table, wide_table, Py_ssize_t outer,
             Py_ssize_t channels, Py_ssize_t inner, bint training, double momentum, double eps, bint unbiased,
             int activation, double slope, int threads):
-    """y, the parameter table (BN_ROWS, C) and inv_std (C,) from x; in training also the running statistics."""
+    """y, the parameter table (BN_ROWS, C) and the wide one (BN_WIDE_ROWS, C) from x; in training also the running
+    statistics.
+    """
     cdef Job job = new_job(x, outer, channels, inner)
     cdef Py_ssize_t size = outer * channels * inner, itemsize = 4 if is_float32(x) else 8
     cdef Team team
@@ -816,12 +874,12 @@ def forward(x, residual, y, gamma, beta, running_mean, running_var, table, inv_s
     assert fits(x, size, x) and fits(residual, size, x) and fits(y, size, x)
     assert fits(gamma, channels, x) and fits(beta, channels, x)
     assert fits(running_mean, channels, x) and fits(running_var, channels, x)
-    assert fits(table, BN_ROWS * channels, x) and fits(inv_std, channels, inv_std)
+    assert fits(table, BN_ROWS * channels, x) and fits(wide_table, BN_WIDE_ROWS * channels, wide_table)
     if size == 0:
         return
     job.residual, job.y, job.gamma, job.beta = data(residual), data(y), data(gamma), data(beta)
     job.running_mean, job.running_var = data(running_mean), data(running_var)
-    job.table, job.inv_std = data(table), <double*> data(inv_std)
+    job.table, job.wide = data(table), <double*> data(wide_table)
     job.momentum, job.eps, job.unbiased = momentum, eps, unbiased
     job.activation, job.slope = activation, slope
     job.stream = streams(size * itemsize, inner, 1) and job.y != job.x and job.y != job.residual
@@ -846,7 +904,7 @@ def forward(x, residual, y, gamma, beta, running_mean, running_var, table, inv_s
         scratch_free(memory)
 
 
-def backward(dy, x, residual, dx, dresidual, table, inv_std, dgamma, dbeta, Py_ssize_t outer, Py_ssize_t channels,
+def backward(dy, x, residual, dx, dresidual, table, wide_table, dgamma, dbeta, Py_ssize_t outer, Py_ssize_t channels,
              Py_ssize_t inner, bint training, int activation, double slope, int threads):
     """dx, dresidual, dgamma and dbeta (C,) from dy and what forward kept; fills the last two rows of the table."""
     cdef Job job = new_job(x, outer, channels, inner)
@@ -855,14 +913,14 @@ def backward(dy, x, residual, dx, dresidual, table, inv_std, dgamma, dbeta, Py_s
     cdef void *memory
     assert fits(x, size, x) and fits(dy, size, x) and fits(residual, size, x)
     assert fits(dx, size, x) and fits(dresidual, size, x) and fits(dgamma, channels, x) and fits(dbeta, channels, x)
-    assert fits(table, BN_ROWS * channels, x) and fits(inv_std, channels, inv_std)
+    assert fits(table, BN_ROWS * channels, x) and fits(wide_table, BN_WIDE_ROWS * channels, wide_table)
     job.dgamma, job.dbeta = data(dgamma), data(dbeta)
     if size == 0:
         memset(job.dgamma, 0, channels * itemsize)
         memset(job.dbeta, 0, channels * itemsize)
         return
     job.dy, job.residual, job.y, job.dresidual = data(dy), data(residual), data(dx), data(dresidual)
-    job.table, job.inv_std = data(table), <double*> data(inv_std)
+    job.table, job.wide = data(table), <double*> data(wide_table)
     job.activation, job.slope, job.frozen = activation, slope, not training
     job.stream = streams(size * itemsize, inner, 2) and job.y != job.dy
     plan(&job, itemsize, 2, True)
@@ -871,8 +929,10 @@ def backward(dy, x, residual, dx, dresidual, table, inv_std, dgamma, dbeta, Py_s
     with nogil:
         team = team_open(threads, 3.0 * size * itemsize)
         if itemsize == 4:
+            job.plain = is_plain(&job, 0, channels, <float*> NULL)
             run_both_halves(&job, &team, <float*> NULL)
         else:
+            job.plain = is_plain(&job, 0, channels, <double*> NULL)
             run_both_halves(&job, &team, <double*> NULL)
         team_close(&team)
         scratch_free(memory)
@@ -905,19 +965,20 @@ def moments(x, mean, m2, Py_ssize_t outer, Py_ssize_t channels, Py_ssize_t inner
         scratch_free(memory)
 
 
-def standardize(x, y, mean, var, table, inv_std, Py_ssize_t outer, Py_ssize_t channels, Py_ssize_t inner, int threads):
-    """y = (x - mean) / sqrt(var) for float64 mean and var (C,); table and inv_std are working space."""
+def standardize(x, y, mean, var, table, wide_table, Py_ssize_t outer, Py_ssize_t channels, Py_ssize_t inner,
+                int threads):
+    """y = (x - mean) / sqrt(var) for float64 mean and var (C,); the tables are working space."""
     cdef Job job = new_job(x, outer, channels, inner)
     cdef Py_ssize_t size = outer * channels * inner, itemsize = 4 if is_float32(x) else 8
     cdef const double *mean_in = <const double*> data(mean)
     cdef const double *var_in = <const double*> data(var)
     cdef Team team
     cdef void *memory
-    assert fits(x, size, x) and fits(y, size, x) and fits(mean, channels, inv_std) and fits(var, channels, inv_std)
-    assert fits(table, (BN_BETA + 1) * channels, x) and fits(inv_std, channels, inv_std)
+    assert fits(x, size, x) and fits(y, size, x) and fits(mean, channels, var) and fits(var, channels, mean)
+    assert fits(table, (BN_BETA + 1) * channels, x) and fits(wide_table, BN_WIDE_ROWS * channels, mean)
     if size == 0:
         return
-    job.y, job.table, job.inv_std = data(y), data(table), <double*> data(inv_std)
+    job.y, job.table, job.wide = data(y), data(table), <double*> data(wide_table)
     job.stream = streams(size * itemsize, inner, 1) and job.y != job.x
     plan(&job, itemsize, 1, False)
     threads = useful_threads(&job, threads)

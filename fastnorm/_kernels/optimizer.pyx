@@ -133,6 +133,11 @@ cdef inline real direction(real g, real p, real sign, real weight_decay) noexcep
     return sign * g + weight_decay * p if weight_decay != 0 else sign * g
 
 
+cdef inline real epsilon(real rounded, double eps) noexcept nogil:
+    """Eps rounded to the parameter's dtype, but not to 0: what keeps 0 / 0 from being NaN."""
+    return <real> 1.401298464324817e-45 if eps > 0 and rounded == 0 else rounded
+
+
 cdef inline real maximum(real a, real b) noexcept nogil:
     """The larger one; NaN if either is. Two selects: `or` would be a branch, which GCC does not vectorize."""
     cdef real larger = a if a >= b else b  # b where b is NaN
@@ -182,6 +187,7 @@ cdef inline void momentum_loop(
 ) noexcept nogil:
     cdef real lr = <real> c.lr, momentum = <real> c.momentum, gain = <real> c.gain
     cdef real weight_decay = <real> c.weight_decay, sign = <real> c.sign
+    cdef real ahead = <real> (c.lr * c.momentum)
     cdef bint nesterov = c.nesterov
     cdef real g, velocity
     cdef Py_ssize_t i
@@ -192,7 +198,8 @@ cdef inline void momentum_loop(
             v[i] = velocity
         else:
             velocity = gain * g
-        p[i] -= lr * (g + momentum * velocity if nesterov else velocity)
+        # lr * (g + momentum * velocity) would overflow on its way to a finite number
+        p[i] -= lr * g + ahead * velocity if nesterov else lr * velocity
 
 
 cdef inline void momentum_flags(real* p, const real* grad, real* v, Py_ssize_t n,
@@ -245,7 +252,8 @@ cdef inline void rmsprop_loop(
 ) noexcept nogil:
     cdef real lr = <real> c.lr, gain = <real> (1.0 - c.alpha)
     cdef real keep = <real> kept(c.alpha), take = <real> taken_away(c.alpha)
-    cdef real eps_inside = <real> c.eps_inside, eps_outside = <real> c.eps_outside
+    cdef real eps_inside = epsilon(<real> c.eps_inside, c.eps_inside)
+    cdef real eps_outside = epsilon(<real> c.eps_outside, c.eps_outside)
     cdef real weight_decay = <real> c.weight_decay, sign = <real> c.sign, momentum = <real> c.momentum
     cdef double wide_gain = 1.0 - c.alpha, wide_keep = kept(c.alpha), wide_take = taken_away(c.alpha)
     cdef double wide_weight_decay = c.weight_decay, wide_sign = c.sign
@@ -256,7 +264,7 @@ cdef inline void rmsprop_loop(
         if centered:
             # In double: s - m**2 cancels where a gradient is steady, and its root magnifies what is left.
             wide_g = direction[double](grad[i], p[i], wide_sign, wide_weight_decay)
-            square = average[double](s[i], wide_gain * (wide_g * wide_g), wide_keep, wide_take)
+            square = average[double](s[i], wide_gain * wide_g * wide_g, wide_keep, wide_take)
             mean = average[double](m[i], wide_gain * wide_g, wide_keep, wide_take)
             s[i] = <real> square
             m[i] = <real> mean
@@ -336,7 +344,7 @@ cdef inline void adam_loop(
     real* v_max,  # IN OUT
     Py_ssize_t n, const AdamConstants* c, const bint amsgrad,
 ) noexcept nogil:
-    cdef real step_size = <real> c.step_size, eps = <real> c.eps, shrink = <real> c.shrink
+    cdef real step_size = <real> c.step_size, eps = epsilon(<real> c.eps, c.eps), shrink = <real> c.shrink
     cdef real gain1 = <real> (1.0 - c.beta1), keep1 = <real> kept(c.beta1), take1 = <real> taken_away(c.beta1)
     cdef real gain2 = <real> (1.0 - c.beta2), keep2 = <real> kept(c.beta2), take2 = <real> taken_away(c.beta2)
     cdef real weight_decay = <real> c.weight_decay, sign = <real> c.sign
@@ -405,7 +413,7 @@ cdef inline void adagrad_loop(
     real* s,  # IN OUT
     Py_ssize_t n, const AdagradConstants* c,
 ) noexcept nogil:
-    cdef real step_size = <real> c.step_size, eps = <real> c.eps
+    cdef real step_size = <real> c.step_size, eps = epsilon(<real> c.eps, c.eps)
     cdef real weight_decay = <real> c.weight_decay, sign = <real> c.sign
     cdef real g, square
     cdef Py_ssize_t i

@@ -12,7 +12,7 @@
 """
 
 from cython.parallel cimport prange, threadid
-from libc.math cimport INFINITY
+from libc.math cimport INFINITY, fabs, isnan, sqrt
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy, memset
 
@@ -44,6 +44,7 @@ from .vector cimport (
     softmax_sum,
     stream_copy,
     stream_fence,
+    sum_squares,
     team_close,
     team_mark,
     team_open,
@@ -229,12 +230,50 @@ cdef double sum_in_double(const real* x, const real* e, Py_ssize_t C, real m, re
     return total
 
 
+cdef double loss_by_terms(const Job* job, Py_ssize_t position, int64_t y, real m, double log_sum,
+                          double* mass) noexcept nogil:
+    """One position's loss, and its mass if its targets are probabilities, where the sums of products are NaN: infinite
+    weights and probabilities may still give an infinite loss.
+
+    y : its label; -1 for probabilities
+    """
+    cdef Py_ssize_t start = position // job.inner * job.classes * job.inner + position % job.inner, c
+    cdef const real* x = <const real*> job.x + start
+    cdef const real* t = at_offset(<const real*> job.probabilities, start)
+    cdef const real* w = <const real*> job.weight
+    cdef double loss = 0, q, base, log_p
+    if t != NULL:
+        mass[0] = 0
+    for c in range(job.classes):
+        base = job.smooth + (job.keep * t[c * job.inner] if t != NULL else 0)
+        q = base if w == NULL or (t == NULL and job.smooth == 0) else base * w[c]
+        if t != NULL:
+            mass[0] += q
+        elif c == y:
+            q += job.keep if w == NULL else job.keep * w[c]
+        log_p = (<double> x[c * job.inner] - <double> m) - log_sum
+        if not (q == 0 and log_p == -INFINITY):
+            loss -= q * log_p
+    return loss
+
+
+cdef inline bint is_large(double Q, real* kind) noexcept nogil:
+    """Whether p Q may overflow though p Q - q does not, or Q is NaN. A double that is not has a finite square."""
+    cdef double limit = 1e30 if real is float else 1e150
+    return not fabs(Q) <= limit
+
+
+cdef inline double gradient_of_large_mass(const Job* job, double p, double Q, double t, double w) noexcept nogil:
+    """p Q - q for a probability p and target t."""
+    return p * Q - (job.keep * t + job.smooth) * w / job.divisor
+
+
 cdef double softmax_row(const Job* job, Py_ssize_t row, real* scratch) noexcept nogil:
     """One row of C classes; its loss where there is one.
 
     scratch : STAGE elements, then C more where the exponentials are kept
     """
-    cdef Py_ssize_t C = job.classes, i, n
+    cdef Py_ssize_t C = job.classes, i, n, k
     cdef const real* x = <const real*> job.x + row * C
     cdef const real* t = at_offset(<const real*> job.probabilities, row * C)
     cdef const real* w = <const real*> job.weight
@@ -244,7 +283,8 @@ cdef double softmax_row(const Job* job, Py_ssize_t row, real* scratch) noexcept 
     cdef const real* source
     cdef real* target
     cdef real m, log_sum = 0, spike_gradient = 0, a = 0, b = 0, factor = 0, power = 0
-    cdef double total, loss = 0, scale = 1, mass = 0, dot = 0, spike
+    cdef double total, loss = 0, scale = 1, mass = 0, dot = 0, spike, unit = 0
+    cdef bint large = False
     cdef int64_t y = -1
 
     if job.labels != NULL:
@@ -273,11 +313,17 @@ cdef double softmax_row(const Job* job, Py_ssize_t row, real* scratch) noexcept 
                 dot += spike * (<double> m - <double> x[y])
             spike_gradient = <real> (spike / job.divisor)
         loss = mass * log_of_sum(total) + dot
+        if isnan(loss) and not isnan(total):
+            loss = loss_by_terms(job, row, y, m, log_of_sum(total), &mass)
         if job.losses != NULL:
             (<real*> job.losses)[row] = <real> loss
         scale = mass / job.divisor
         a = <real> (job.keep / job.divisor)
         b = <real> (job.smooth / job.divisor)
+        large = t != NULL and is_large(scale, scratch)
+        if large:
+            softmax_factors(1 / total, &factor, &power)
+            unit = <double> factor * power
     softmax_factors(scale / total, &factor, &power)
 
     i = 0
@@ -295,7 +341,12 @@ cdef double softmax_row(const Job* job, Py_ssize_t row, real* scratch) noexcept 
             else:
                 softmax_exp(x + i, stage, n, m)
                 source = stage
-            softmax_output(source, at_offset(t, i), at_offset(w, i), target, n, &factor, &power, a, b, 0)
+            if large:
+                for k in range(n):
+                    target[k] = <real> gradient_of_large_mass(job, source[k] * unit, scale, t[i + k],
+                                                              1 if w == NULL else w[i + k])
+            else:
+                softmax_output(source, at_offset(t, i), at_offset(w, i), target, n, &factor, &power, a, b, 0)
             if i <= y < i + n:
                 target[y - i] -= spike_gradient
         if job.stream:
@@ -333,6 +384,31 @@ cdef void scatter(const real* lanes, real* out, Py_ssize_t outers, Py_ssize_t C,
         for o in range(outers):
             for c in range(C):
                 memcpy(out + (o * C + c) * inner, lanes + c * width + o * inner, inner * sizeof(real))
+
+
+cdef void losses_by_terms(const Job* job, Py_ssize_t position, Py_ssize_t n, const int64_t* y, const real* m,
+                          const double* total, double* mass, double* losses) noexcept nogil:
+    """`loss_by_terms` for those of n positions that need it."""
+    cdef Py_ssize_t j
+    for j in range(n):
+        if isnan(losses[j]) and not isnan(total[j]):
+            losses[j] = loss_by_terms(job, position + j, y[j] if job.labels != NULL else -1, m[j],
+                                      log_of_sum(total[j]), &mass[j])
+
+
+cdef void lanes_gradient(const Job* job, const real* e, const real* t, real* out, Py_ssize_t n, const double* total,
+                         const double* mass, const real* factor, const real* power, real a, real b,
+                         double w) noexcept nogil:
+    """One class's gradient at n positions of which some have large masses; out may be e."""
+    cdef Py_ssize_t j
+    cdef real unit, unit_power
+    for j in range(n):
+        if is_large(mass[j] / job.divisor, out):
+            softmax_factors(1 / total[j], &unit, &unit_power)
+            out[j] = <real> gradient_of_large_mass(job, <double> e[j] * unit * unit_power, mass[j] / job.divisor, t[j],
+                                                   w)
+        else:
+            out[j] = e[j] * factor[j] * power[j] - (t[j] * a + b)
 
 
 cdef enum:
@@ -383,7 +459,8 @@ cdef double softmax_block(const Job* job, Py_ssize_t block, real* scratch) noexc
     cdef real* target
     cdef bint keep = job.kept and job.form != LOG_SOFTMAX
     cdef bint in_scratch = gathered or (job.stream and keep)  # results are put together in e, then copied to out
-    cdef double loss = 0, spike, w_c
+    cdef bint large = False  # a Q of some position
+    cdef double loss = 0, spike, w_c = 1
     cdef real a, b
 
     stride = t_stride = inner
@@ -408,7 +485,7 @@ cdef double softmax_block(const Job* job, Py_ssize_t block, real* scratch) noexc
             for c in range(C):
                 w_c = 1 if w == NULL else w[c]
                 lanes_dot(x + c * stride, at_offset(t, c * t_stride), n, m,
-                          job.keep * w_c if t != NULL else 0, job.smooth * w_c, mass, dot)
+                          job.keep * w_c if t != NULL else 0, job.smooth * w_c if job.smooth != 0 else 0, mass, dot)
         if job.labels != NULL:
             for j in range(n):
                 mass[j] = job.uniform
@@ -438,10 +515,14 @@ cdef double softmax_block(const Job* job, Py_ssize_t block, real* scratch) noexc
             softmax_factors(mass[j] / job.divisor / total[j], &factor[j], &power[j])
         for j in range(n):
             logs[j] = mass[j] * logs[j] + dot[j] if y[j] >= 0 else 0
+        loss = lanes_sum(<const double*> logs, n)
+        if isnan(loss):
+            losses_by_terms(job, position, n, y, m, total, mass, logs)
+            loss = lanes_sum(<const double*> logs, n)
         if job.losses != NULL:
             for j in range(n):
                 (<real*> job.losses)[position + j] = <real> logs[j]
-        loss = lanes_sum(<const double*> logs, n)
+        large = t != NULL and is_large(sqrt(sum_squares(<const double*> mass, n)) / job.divisor, scratch)
 
     for c in range(C):
         target = e + c * width if in_scratch else out + c * inner
@@ -461,8 +542,11 @@ cdef double softmax_block(const Job* job, Py_ssize_t block, real* scratch) noexc
         if job.form == CROSS_ENTROPY:
             w_c = 1 if w == NULL else w[c]
             a = <real> (job.keep * w_c / job.divisor)
-            b = <real> (job.smooth * w_c / job.divisor)
-        softmax_output(source, at_offset(t, c * t_stride), NULL, target, n, factor, power, a, b, 1)
+            b = <real> (job.smooth * w_c / job.divisor) if job.smooth != 0 else 0  # 0 * inf is NaN
+        if large:
+            lanes_gradient(job, source, t + c * t_stride, target, n, total, mass, factor, power, a, b, w_c)
+        else:
+            softmax_output(source, at_offset(t, c * t_stride), NULL, target, n, factor, power, a, b, 1)
         if ignored:
             for j in range(n):
                 if y[j] < 0:
@@ -632,7 +716,7 @@ def cross_entropy(x, labels, probabilities, weight, dlogits, losses, Py_ssize_t 
         job.label_code = code_of(labels)
     job.has_ignore, job.ignore = has_ignore, ignore
     job.keep, job.smooth = 1 - label_smoothing, label_smoothing / classes
-    if weight is None:
+    if weight is None or label_smoothing == 0:  # 0 times an infinite weight is NaN
         job.uniform = label_smoothing
     elif float32:
         job.uniform = job.smooth * lanes_sum(<const float*> job.weight, classes)

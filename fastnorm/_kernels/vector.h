@@ -365,6 +365,8 @@ enum { ACTIVATION_NONE = 0, ACTIVATION_RELU = 1, ACTIVATION_LEAKY_RELU = 2 };
 
 /* Rows of batch norm's table of parameters: entry (row, j) is p[row * ld + j]. Forward uses the first four. */
 enum { BN_MEAN_HI, BN_MEAN_LO, BN_SCALE, BN_BETA, BN_DZ_MEAN, BN_SLOPE_X, BN_ROWS };
+/* Rows of batch norm's wide table, of doubles: what does not fit a float, and 1 / std. */
+enum { BN_INV_STD, BN_WIDE_MEAN, BN_WIDE_SCALE, BN_WIDE_ROWS };
 /* Activations that are functions of their own only; batch norm fuses the three above. */
 enum { ACTIVATION_ELU = 3, ACTIVATION_CELU = 4, ACTIVATION_SIGMOID = 5, ACTIVATION_TANH = 6 };
 
@@ -400,6 +402,8 @@ FASTNORM_INLINE real FN(muladd)(real a, real b, real c) {
     return a * b + c;
 #endif
 }
+
+FASTNORM_INLINE real FN(absolute)(real x) { return sizeof(real) == 4 ? (real)fabsf((float)x) : (real)fabs((double)x); }
 
 /* Sum of n values in double, in an order that depends on n alone. */
 static double FN(lanes_sum)(const real *restrict x, ptrdiff_t n) {
@@ -448,14 +452,19 @@ static double FN(sum_squares)(const real *restrict x, ptrdiff_t n) {
 #define EXP_LN2_LO -2.12194440e-4f
 #endif
 
-/* p * 2**n without branches, for any n whose result, underflow or overflow is wanted; n_plus_bias2 = n + 2*EXP_BIAS is
-   never negative, and so is halved without a signed shift, which AVX2 lacks for 64 bits. */
-FASTNORM_INLINE real FN(scale_by_power_of_two)(real p, uint_of_real n_plus_bias2) {
+/* 2**n as a * b, neither of which is beyond the range where 2**n is; n_plus_bias2 = n + 2*EXP_BIAS is never negative, and
+   so is halved without a signed shift, which AVX2 lacks for 64 bits. */
+FASTNORM_INLINE void FN(two_powers_of_two)(uint_of_real n_plus_bias2, real *a, real *b) {
     const uint_of_real half = n_plus_bias2 >> 1;
     const uint_of_real first = half << EXP_SHIFT, second = (n_plus_bias2 - half) << EXP_SHIFT;
+    memcpy(a, &first, sizeof *a);
+    memcpy(b, &second, sizeof *b);
+}
+
+/* p * 2**n without branches, for any n whose result, underflow or overflow is wanted. */
+FASTNORM_INLINE real FN(scale_by_power_of_two)(real p, uint_of_real n_plus_bias2) {
     real a, b;
-    memcpy(&a, &first, sizeof a);
-    memcpy(&b, &second, sizeof b);
+    FN(two_powers_of_two)(n_plus_bias2, &a, &b);
     return p * a * b;
 }
 

@@ -15,7 +15,9 @@ cdef extern from "vector.h" nogil:
     enum: BN_MEAN_HI
     enum: BN_MEAN_LO
     enum: BN_BETA
+    enum: BN_INV_STD
     enum: BN_ROWS
+    enum: BN_WIDE_ROWS
 
     const char* fastnorm_build_flags()
     void stream_copy(void* dst, const void* src, size_t n_bytes)
@@ -80,9 +82,9 @@ cdef extern from "vector.h" nogil:
     void bn_update_running_f64(double* running, const double* batch, double factor, double momentum,
                                Py_ssize_t channels)
     void bn_parameters_f32(const double* mean, const double* var, const float* gamma, const float* beta, double eps,
-                           Py_ssize_t channels, float* p, Py_ssize_t ld, double* inv_std)
+                           Py_ssize_t channels, float* p, Py_ssize_t ld, double* wide)
     void bn_parameters_f64(const double* mean, const double* var, const double* gamma, const double* beta, double eps,
-                           Py_ssize_t channels, double* p, Py_ssize_t ld, double* inv_std)
+                           Py_ssize_t channels, double* p, Py_ssize_t ld, double* wide)
     void bn_finish_reduction_f32(const double* sum, const double* product, const double* inv_std, double n,
                                  Py_ssize_t channels, float* dgamma, float* dbeta, float* p, Py_ssize_t ld)
     void bn_finish_reduction_f64(const double* sum, const double* product, const double* inv_std, double n,
@@ -112,6 +114,26 @@ cdef extern from "vector.h" nogil:
     void bn_gradient_f64(const double* dy, const double* x, const double* residual, double* dx, double* dresidual,
                          Py_ssize_t n, const double* p, Py_ssize_t ld, int step, double slope, int activation,
                          bint frozen)
+    bint bn_plain_f32(const float* p, const double* wide, Py_ssize_t ld, Py_ssize_t channels)
+    bint bn_plain_gradient_f32(const float* p, Py_ssize_t ld, Py_ssize_t channels)
+    void bn_careful_apply_f32(const float* x, const float* residual, float* y, Py_ssize_t n, const float* p,
+                              const double* wide, Py_ssize_t ld, float slope, int activation)
+    void bn_careful_reduce_f32(const float* dy, const float* x, const float* residual, Py_ssize_t n, const float* p,
+                               const double* wide, Py_ssize_t ld, float slope, int activation, double* sum,
+                               double* product)
+    void bn_careful_gradient_f32(const float* dy, const float* x, const float* residual, float* dx, float* dresidual,
+                                 Py_ssize_t n, const float* p, const double* wide, Py_ssize_t ld, float slope,
+                                 int activation, bint frozen, double sum, double product, double count)
+    bint bn_plain_f64(const double* p, const double* wide, Py_ssize_t ld, Py_ssize_t channels)
+    bint bn_plain_gradient_f64(const double* p, Py_ssize_t ld, Py_ssize_t channels)
+    void bn_careful_apply_f64(const double* x, const double* residual, double* y, Py_ssize_t n, const double* p,
+                              const double* wide, Py_ssize_t ld, double slope, int activation)
+    void bn_careful_reduce_f64(const double* dy, const double* x, const double* residual, Py_ssize_t n, const double* p,
+                               const double* wide, Py_ssize_t ld, double slope, int activation, double* sum,
+                               double* product)
+    void bn_careful_gradient_f64(const double* dy, const double* x, const double* residual, double* dx,
+                                 double* dresidual, Py_ssize_t n, const double* p, const double* wide, Py_ssize_t ld,
+                                 double slope, int activation, bint frozen, double sum, double product, double count)
     # activations
     enum: ACTIVATION_ELU
     enum: ACTIVATION_CELU
@@ -289,11 +311,11 @@ cdef inline void bn_update_running(real* running, const double* batch, double fa
 
 
 cdef inline void bn_parameters(const double* mean, const double* var, const real* gamma, const real* beta, double eps,
-                               Py_ssize_t channels, real* p, Py_ssize_t ld, double* inv_std) noexcept nogil:
+                               Py_ssize_t channels, real* p, Py_ssize_t ld, double* wide) noexcept nogil:
     if real is float:
-        bn_parameters_f32(mean, var, gamma, beta, eps, channels, p, ld, inv_std)
+        bn_parameters_f32(mean, var, gamma, beta, eps, channels, p, ld, wide)
     else:
-        bn_parameters_f64(mean, var, gamma, beta, eps, channels, p, ld, inv_std)
+        bn_parameters_f64(mean, var, gamma, beta, eps, channels, p, ld, wide)
 
 
 cdef inline void bn_finish_reduction(const double* sum, const double* product, const double* inv_std, double n,
@@ -344,6 +366,51 @@ cdef inline void bn_gradient(const real* dy, const real* x, const real* residual
         bn_gradient_f32(dy, x, residual, dx, dresidual, n, p, ld, step, slope, activation, frozen)
     else:
         bn_gradient_f64(dy, x, residual, dx, dresidual, n, p, ld, step, slope, activation, frozen)
+
+
+cdef inline bint bn_plain(const real* p, const double* wide, Py_ssize_t ld, Py_ssize_t channels) noexcept nogil:
+    if real is float:
+        return bn_plain_f32(p, wide, ld, channels)
+    else:
+        return bn_plain_f64(p, wide, ld, channels)
+
+
+cdef inline bint bn_plain_gradient(const real* p, Py_ssize_t ld, Py_ssize_t channels) noexcept nogil:
+    if real is float:
+        return bn_plain_gradient_f32(p, ld, channels)
+    else:
+        return bn_plain_gradient_f64(p, ld, channels)
+
+
+cdef inline void bn_careful_apply(const real* x, const real* residual, real* y, Py_ssize_t n, const real* p,
+                                  const double* wide, Py_ssize_t ld, real slope, int activation) noexcept nogil:
+    if real is float:
+        bn_careful_apply_f32(x, residual, y, n, p, wide, ld, slope, activation)
+    else:
+        bn_careful_apply_f64(x, residual, y, n, p, wide, ld, slope, activation)
+
+
+cdef inline void bn_careful_reduce(const real* dy, const real* x, const real* residual, Py_ssize_t n, const real* p,
+                                   const double* wide, Py_ssize_t ld, real slope, int activation, double* sum,
+                                   double* product) noexcept nogil:
+    if real is float:
+        bn_careful_reduce_f32(dy, x, residual, n, p, wide, ld, slope, activation, sum, product)
+    else:
+        bn_careful_reduce_f64(dy, x, residual, n, p, wide, ld, slope, activation, sum, product)
+
+
+cdef inline void bn_careful_gradient(const real* dy, const real* x, const real* residual, real* dx, real* dresidual,
+                                     Py_ssize_t n, const real* p, const double* wide, Py_ssize_t ld, real slope,
+                                     int activation, bint frozen, double sum, double product,
+                                     double count) noexcept nogil:
+    if real is float:
+        bn_careful_gradient_f32(dy, x, residual, dx, dresidual, n, p, wide, ld, slope, activation, frozen, sum,
+                                product, count)
+    else:
+        bn_careful_gradient_f64(dy, x, residual, dx, dresidual, n, p, wide, ld, slope, activation, frozen, sum,
+                                product, count)
+
+
 cdef inline double sum_squares(const real* x, Py_ssize_t n) noexcept nogil:
     if real is float:
         return sum_squares_f32(x, n)

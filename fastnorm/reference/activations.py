@@ -49,17 +49,22 @@ def relu_backward(dy: Array, x: Array, *, out: Array | None = None) -> Array:
     return _elementwise(lambda dy, x: np.where(x <= 0, 0, dy), (dy, x), out)
 
 
+def _stored_slope(negative_slope: float, x: Array) -> float:
+    """The checked slope, rounded to x's dtype: where that makes it 0, infinity times it is NaN."""
+    return float(x.dtype.type(_check_factor("negative_slope", negative_slope, x.dtype)))
+
+
 def leaky_relu(x: Array, *, negative_slope: float = 0.01, out: Array | None = None) -> Array:
     """Twin of `fastnorm.leaky_relu`."""
     _check_forward(x, out)
-    slope = _check_factor("negative_slope", negative_slope, x.dtype)
+    slope = _stored_slope(negative_slope, x)
     return _elementwise(lambda x: np.where(x <= 0, slope * x, x), (x,), out)
 
 
 def leaky_relu_backward(dy: Array, x: Array, *, negative_slope: float = 0.01, out: Array | None = None) -> Array:
     """Twin of `fastnorm.leaky_relu_backward`."""
     _check_backward(dy, x, out, "x")
-    slope = _check_factor("negative_slope", negative_slope, x.dtype)
+    slope = _stored_slope(negative_slope, x)
     return _elementwise(lambda dy, x: np.where(x <= 0, slope * dy, dy), (dy, x), out)
 
 
@@ -70,11 +75,17 @@ def elu(x: Array, *, alpha: float = 1.0, out: Array | None = None) -> Array:
     return _elementwise(lambda x: np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0))), (x,), out)
 
 
+def _times_exp(dy: Array, x: Array, gain: float = 1.0) -> Array:
+    """``gain * exp(x) * dy``, where the exponential alone may underflow."""
+    half = np.exp(x / 2)
+    return np.asarray((gain * half) * (dy * half))
+
+
 def elu_backward(dy: Array, x: Array, *, alpha: float = 1.0, out: Array | None = None) -> Array:
     """Twin of `fastnorm.elu_backward`."""
     _check_backward(dy, x, out, "x")
     alpha = _check_factor("alpha", alpha, x.dtype)
-    return _elementwise(lambda dy, x: np.where(x > 0, dy, alpha * np.exp(np.minimum(x, 0)) * dy), (dy, x), out)
+    return _elementwise(lambda dy, x: np.where(x > 0, dy, _times_exp(dy, np.minimum(x, 0), alpha)), (dy, x), out)
 
 
 def celu(x: Array, *, alpha: float = 1.0, out: Array | None = None) -> Array:
@@ -88,7 +99,7 @@ def celu_backward(dy: Array, x: Array, *, alpha: float = 1.0, out: Array | None 
     """Twin of `fastnorm.celu_backward`."""
     _check_backward(dy, x, out, "x")
     alpha = _check_factor("alpha", alpha, x.dtype, positive=True)
-    return _elementwise(lambda dy, x: np.where(x > 0, dy, np.exp(np.minimum(x, 0) / alpha) * dy), (dy, x), out)
+    return _elementwise(lambda dy, x: np.where(x > 0, dy, _times_exp(dy, np.minimum(x, 0) / alpha)), (dy, x), out)
 
 
 def sigmoid(x: Array, *, out: Array | None = None) -> Array:

@@ -63,7 +63,7 @@ def softmax_cross_entropy(logits: Array, targets: Array | int | np.integer[Any],
             labels = np.asarray(given.labels)
             kept = labels != given.ignore_index
             y = np.where(kept, labels, 0).astype(np.int64)[..., None]
-            q = s / classes * w + np.where(np.arange(classes) == y, (1 - s) * w[y], 0)
+            q = (s / classes * w if s else 0) + np.where(np.arange(classes) == y, (1 - s) * w[y], 0)
             divisor = float(np.sum(w[y[..., 0]], where=kept))
         else:
             assert given.probabilities is not None

@@ -51,7 +51,7 @@ def mean_and_variance(x: Array, axis: int) -> tuple[Array, Array]:
     """Mean and biased variance of each channel, taken around its first value: exact for constant data."""
     rows = by_channel(x, axis)
     with np.errstate(all="ignore"):
-        first = np.where(np.isfinite(rows[:, :1]), rows[:, :1], 0)
+        first = np.where(np.abs(rows[:, :1]) < 1e300, rows[:, :1], 0)  # x - first must not overflow
         deviation = rows - first
         return first[:, 0] + deviation.mean(1), deviation.var(1)
 

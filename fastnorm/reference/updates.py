@@ -1,5 +1,6 @@
-"""Twins of the optimizer updates: each formula in float64 from the stored state, then rounded to the arrays' dtype.
+"""Twins of the optimizer updates: each formula in float64, then rounded to the arrays' dtype.
 
+State is rounded before it is used, as the kernels' is, and so is what comes under the root of centered RMSProp.
 Moving averages are ``decay * a + (1 - decay) * x`` here and ``a + ((1 - decay) * x - (1 - decay) * a)`` in the kernels,
 which rounds less in float32; in float64 the two differ by a rounding or two of the larger term.
 """
@@ -40,6 +41,12 @@ def _direction(grad: Array, p: Array, weight_decay: float, maximize: bool) -> Ar
     return g + weight_decay * p if weight_decay else g
 
 
+def _store(array: Array, value: Array) -> Array:
+    """Write new state; return it as stored, in float64."""
+    array[...] = value
+    return array.astype(np.float64, subok=False)
+
+
 @_quiet
 def momentum_step(params: Arrays, grads: Arrays, velocities: Arrays | None, *, lr: float, momentum: float = 0.9,
                   dampening: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0,
@@ -50,10 +57,8 @@ def momentum_step(params: Arrays, grads: Arrays, velocities: Arrays | None, *, l
     at_velocity = None if velocities is None else 2
     for (param, p), (_, grad), (velocity, v) in _positions(lists, (0, 1, at_velocity)):
         g = _direction(grad, p, weight_decay, maximize)
-        v = (1 - dampening) * g if at_velocity is None else momentum * v + (1 - dampening) * g
+        v = (1 - dampening) * g if at_velocity is None else _store(velocity, momentum * v + (1 - dampening) * g)
         param[...] = p - lr * (g + momentum * v if nesterov else v)
-        if at_velocity is not None:
-            velocity[...] = v
 
 
 @_quiet
@@ -67,16 +72,15 @@ def rmsprop_step(params: Arrays, grads: Arrays, square_avgs: Arrays, *, lr: floa
         eps_inside_sqrt, maximize)
     for (param, p), (_, grad), (square_avg, s), (grad_avg, m), (buffer, b) in _positions(lists, (0, 1, 2, at_m, at_b)):
         g = _direction(grad, p, weight_decay, maximize)
-        s = alpha * s + (1 - alpha) * g**2
-        square_avg[...] = s
+        wide_s = alpha * s + (1 - alpha) * g * g
+        s = _store(square_avg, wide_s)
         if centered:
             m = alpha * m + (1 - alpha) * g
             grad_avg[...] = m
-            s = np.maximum(s - m**2, 0)
+            s = np.maximum(wide_s - m**2, 0).astype(param.dtype).astype(np.float64)
         d = g / (np.sqrt(s + eps) if eps_inside_sqrt else np.sqrt(s) + eps)
         if momentum:
-            d = momentum * b + d
-            buffer[...] = d
+            d = _store(buffer, momentum * b + d)
         param[...] = p - lr * d
 
 
@@ -98,12 +102,10 @@ def adam_step(params: Arrays, grads: Arrays, exp_avgs: Arrays, exp_avg_sqs: Arra
             p = (1 - lr * weight_decay) * p
         else:
             g = _direction(grad, p, weight_decay, maximize)
-        m = beta1 * m + (1 - beta1) * g
-        v = beta2 * v + (1 - beta2) * g**2
-        exp_avg[...], exp_avg_sq[...] = m, v
+        m = _store(exp_avg, beta1 * m + (1 - beta1) * g)
+        v = _store(exp_avg_sq, beta2 * v + (1 - beta2) * g * g)
         if amsgrad:
-            v = np.maximum(v_max, v)
-            largest[...] = v
+            v = _store(largest, np.maximum(v_max, v))
         if epsilon_hat:
             param[...] = p - lr * np.sqrt(correction2) / correction1 * (m / (np.sqrt(v) + eps))
         else:
@@ -118,8 +120,7 @@ def adagrad_step(params: Arrays, grads: Arrays, state_sums: Arrays, *, step: int
         params, grads, state_sums, step, lr, lr_decay, eps, weight_decay, maximize)
     for (param, p), (_, grad), (state_sum, s) in _positions(lists, (0, 1, 2)):
         g = _direction(grad, p, weight_decay, maximize)
-        s = s + g**2
-        state_sum[...] = s
+        s = _store(state_sum, s + g**2)
         param[...] = p - lr / (1 + (t - 1) * lr_decay) * (g / (np.sqrt(s) + eps))
 
 

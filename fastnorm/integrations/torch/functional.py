@@ -15,7 +15,15 @@ import torch
 
 from ..._arrays import block, check_choice, matching
 from ...loss import softmax_cross_entropy
-from ...norm import ACTIVATIONS, FORWARD_ROWS, TABLE_ROWS, BatchNormCache, batch_norm_backward, batch_norm_forward
+from ...norm import (
+    ACTIVATIONS,
+    FORWARD_ROWS,
+    TABLE_ROWS,
+    WIDE_ROWS,
+    BatchNormCache,
+    batch_norm_backward,
+    batch_norm_forward,
+)
 from .tensors import array, check_memory, check_tensor, optional_array
 
 __all__ = ["batch_norm", "cross_entropy"]
@@ -38,7 +46,7 @@ def _batch_norm(
     bias: torch.Tensor | None, residual: torch.Tensor | None, training: bool, momentum: float, eps: float,
     activation: str | None, negative_slope: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """y; the table and the inverse deviations for the gradient; the new running statistics, empty if there are none."""
+    """y; both tables for the gradient; the new running statistics, empty if there are none."""
     y = torch.empty_like(x)
     if training and running_mean is not None and running_var is not None:
         running_mean, running_var = running_mean.clone(), running_var.clone()
@@ -50,7 +58,7 @@ def _batch_norm(
         optional_array(running_var), axis=CHANNELS, training=training, momentum=momentum, eps=eps,
         activation=activation, negative_slope=negative_slope, residual=optional_array(residual), out=array(y))
     cache.table[FORWARD_ROWS:] = 0  # equal inputs give equal outputs: what an operator must promise
-    return y, torch.from_numpy(cache.table), torch.from_numpy(cache.inv_std), *new_statistics
+    return y, torch.from_numpy(cache.table), torch.from_numpy(cache.wide_table), *new_statistics
 
 
 @torch.library.register_fake("fastnorm::batch_norm")
@@ -58,20 +66,20 @@ def _batch_norm_shapes(x: Any, running_mean: Any, running_var: Any, weight: Any,
                        training: bool, momentum: float, eps: float, activation: Any, negative_slope: float) -> Any:
     channels = x.shape[CHANNELS]
     updated = channels if training and running_mean is not None else 0
-    return (torch.empty_like(x), x.new_empty((TABLE_ROWS, channels)), x.new_empty(channels, dtype=torch.float64),
-            x.new_empty(updated), x.new_empty(updated))
+    return (torch.empty_like(x), x.new_empty((TABLE_ROWS, channels)),
+            x.new_empty((WIDE_ROWS, channels), dtype=torch.float64), x.new_empty(updated), x.new_empty(updated))
 
 
 @torch.library.custom_op("fastnorm::batch_norm_backward", mutates_args=(), device_types="cpu")
 def _batch_norm_backward(
-    dy: torch.Tensor, x: torch.Tensor, residual: torch.Tensor | None, table: torch.Tensor, inv_std: torch.Tensor,
+    dy: torch.Tensor, x: torch.Tensor, residual: torch.Tensor | None, table: torch.Tensor, wide_table: torch.Tensor,
     training: bool, activation: str | None, negative_slope: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of x, weight, bias and residual; the last one is empty without a residual."""
     dx = torch.empty_like(x)
     dense, view = block(array(x), CHANNELS)
     cache = BatchNormCache(
-        dense, None if residual is None else matching(array(residual), dense), view, array(table), array(inv_std),
+        dense, None if residual is None else matching(array(residual), dense), view, array(table), array(wide_table),
         training, ACTIVATIONS[activation], negative_slope if activation == "leaky_relu" else 0.0, has_gamma=True,
         has_beta=True)
     _, dweight, dbias, *dresidual = batch_norm_backward(array(dy), cache, out=array(dx))
@@ -80,7 +88,7 @@ def _batch_norm_backward(
 
 
 @torch.library.register_fake("fastnorm::batch_norm_backward")
-def _batch_norm_backward_shapes(dy: Any, x: Any, residual: Any, table: Any, inv_std: Any, training: bool,
+def _batch_norm_backward_shapes(dy: Any, x: Any, residual: Any, table: Any, wide_table: Any, training: bool,
                                 activation: Any, negative_slope: float) -> Any:
     channels = x.shape[CHANNELS]
     return (torch.empty_like(x), x.new_empty(channels), x.new_empty(channels),
@@ -89,16 +97,16 @@ def _batch_norm_backward_shapes(dy: Any, x: Any, residual: Any, table: Any, inv_
 
 def _save_batch_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
     x, *_, residual, training, _, _, activation, negative_slope = inputs
-    _, table, inv_std, *new_statistics = output
-    ctx.mark_non_differentiable(table, inv_std, *new_statistics)
-    ctx.save_for_backward(x, residual, table, inv_std)
+    _, table, wide_table, *new_statistics = output
+    ctx.mark_non_differentiable(table, wide_table, *new_statistics)
+    ctx.save_for_backward(x, residual, table, wide_table)
     ctx.options = training, activation, negative_slope
 
 
 def _differentiate_batch_norm(ctx: Any, dy: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
     _refuse_second_order("batch_norm")
-    x, residual, table, inv_std = ctx.saved_tensors
-    dx, dweight, dbias, dresidual = _batch_norm_backward(dy, x, residual, table, inv_std, *ctx.options)
+    x, residual, table, wide_table = ctx.saved_tensors
+    dx, dweight, dbias, dresidual = _batch_norm_backward(dy, x, residual, table, wide_table, *ctx.options)
     gradients = dx, None, None, dweight, dbias, dresidual
     needed = ctx.needs_input_grad[:len(gradients)]
     return *(gradient if need else None for gradient, need in zip(gradients, needed, strict=True)), *[None] * 5
