@@ -1,7 +1,9 @@
 """fastnorm: training kernels for NumPy arrays on the CPU.
 
-Functions take and return plain ``numpy.ndarray`` of float32 or float64. ``fastnorm.reference`` holds a NumPy twin of
-every function: ``backend = fastnorm`` and ``backend = fastnorm.reference`` are interchangeable.
+Functions take and return plain ``numpy.ndarray`` of float32 or float64. Where they take an array, they also take one of
+another library that has ``__dlpack__`` or ``__array__``, over the same memory where it lies on the CPU; what they write
+must be writeable memory of the caller's. ``fastnorm.reference`` holds a NumPy twin of every function:
+``backend = fastnorm`` and ``backend = fastnorm.reference`` are interchangeable.
 """
 
 __version__ = "0.1.0"

@@ -4,7 +4,9 @@ Any array whose memory is one dense block in some axis order (C order, Fortran o
 is, for a chosen axis, a C-contiguous ``(outer, C, inner)`` array: `block` finds these three numbers without a copy.
 Every other array goes through one dense copy.
 
-The checks only look; nothing here writes to an array except `write_back`, which a caller runs after every check.
+The checks only look; nothing here writes to an array except `write_back`, which a caller runs after every check. Those
+of arrays return what the caller goes on with: the ndarray itself, or an array of another library as one
+(`_interchange.py`).
 """
 
 from __future__ import annotations
@@ -17,7 +19,11 @@ from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, np.dtype[Any]]
+from ._interchange import AnyArray as AnyArray
+from ._interchange import Array as Array
+from ._interchange import as_array as as_array
+from ._interchange import has_protocol as has_protocol
+
 View = tuple[int, int, int]
 
 FLOAT32 = np.dtype(np.float32)
@@ -29,10 +35,13 @@ OVERLAP_WORK = 1_000_000  # candidate solutions that the overlap test tries: abo
 # -- kinds, dtypes and shapes ------------------------------------------------------------------------------------------
 
 
-def check_array(name: str, a: object, dtype: np.dtype[Any] | None = None) -> Array:
-    """Require an ndarray of native float32 or float64, of exactly ``dtype`` where one is given."""
+def check_array(name: str, a: object, dtype: np.dtype[Any] | None = None, written: bool = False) -> Array:
+    """Require an array of native float32 or float64, of exactly ``dtype`` where one is given; return it as an ndarray.
+
+    With ``written``, one over the caller's own memory (`check_writeable` is left to the caller).
+    """
     if not isinstance(a, np.ndarray):
-        raise TypeError(f"{name}: expected a numpy.ndarray, got {type(a).__name__}")
+        a = as_array(name, a, written=written)
     found = a.dtype
     if found is not FLOAT32 and found is not FLOAT64 and found != FLOAT32 and found != FLOAT64:
         expected = dtype.name if dtype is not None else "float32 or float64"
@@ -40,7 +49,7 @@ def check_array(name: str, a: object, dtype: np.dtype[Any] | None = None) -> Arr
         raise TypeError(f"{name}: expected dtype {expected}, got {found.name}{swapped}")
     if dtype is not None and found != dtype:
         raise TypeError(f"{name}: expected dtype {dtype.name}, got {found.name}")
-    if isinstance(a, np.ma.MaskedArray):
+    if type(a) is not np.ndarray and isinstance(a, np.ma.MaskedArray):  # the usual case costs one comparison
         raise TypeError(f"{name}: expected a plain numpy.ndarray, got {type(a).__name__}, whose mask would be ignored")
     return a
 
@@ -51,9 +60,9 @@ def check_shape(name: str, a: Array, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{name}: expected shape {shape}, got {a.shape}")
 
 
-def check_like(name: str, a: object, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """Require an ndarray of this shape and dtype."""
-    a = check_array(name, a, dtype)
+def check_like(name: str, a: object, shape: tuple[int, ...], dtype: np.dtype[Any], written: bool = False) -> Array:
+    """Require an array of this shape and dtype; return it as `check_array` does."""
+    a = check_array(name, a, dtype, written)
     check_shape(name, a, shape)
     return a
 
@@ -202,6 +211,14 @@ def check_disjoint(written: tuple[str, Array], *others: tuple[str, Array | None]
             raise ValueError(f"{name}: expected the same array as {other_name} or one that does not overlap it, "
                              f"got a partial overlap with {other_name}")
         raise ValueError(f"{name}: expected an array that does not overlap {other_name}, got one that does")
+
+
+def check_out(out: object, like: Array, *others: tuple[str, Array | None], may_equal: tuple[str, ...] = ()) -> Array:
+    """Require an output of this shape and dtype that overlaps none of the others, but may be those in ``may_equal``."""
+    out = check_like("out", out, like.shape, like.dtype, True)
+    check_writeable("out", out)
+    check_disjoint(("out", out), *others, may_equal=may_equal)
+    return out
 
 
 # -- the view that kernels work on -------------------------------------------------------------------------------------

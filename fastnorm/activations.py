@@ -18,14 +18,14 @@ import numpy as np
 from ._arrays import (
     FLOAT32,
     FLOAT32_MAX,
+    AnyArray,
     Array,
     _block_order,
     check_array,
-    check_disjoint,
     check_integer,
     check_like,
     check_number,
-    check_writeable,
+    check_out,
     is_dense,
     matching,
     write_back,
@@ -44,22 +44,16 @@ _MAX_SEED = (1 << 64) - 1
 # -- checks, shared with fastnorm.reference.activations ----------------------------------------------------------------
 
 
-def _check_forward(x: Array, out: Array | None, name: str = "x") -> None:
+def _check_forward(x: object, out: object, name: str = "x") -> tuple[Array, Array | None]:
     x = check_array(name, x)
-    if out is not None:
-        check_like("out", out, x.shape, x.dtype)
-        check_writeable("out", out)
-        check_disjoint(("out", out), (name, x), may_equal=(name,))
+    return x, None if out is None else check_out(out, x, (name, x), may_equal=(name,))
 
 
-def _check_backward(dy: Array, saved: Array, out: Array | None, name: str) -> None:
+def _check_backward(dy: object, saved: object, out: object, name: str) -> tuple[Array, Array, Array | None]:
     """``saved`` is what the forward left for the backward, its input or its output, under the name the user sees."""
     saved = check_array(name, saved)
-    check_like("dy", dy, saved.shape, saved.dtype)
-    if out is not None:
-        check_like("out", out, saved.shape, saved.dtype)
-        check_writeable("out", out)
-        check_disjoint(("out", out), ("dy", dy), (name, saved), may_equal=("dy",))
+    dy = check_like("dy", dy, saved.shape, saved.dtype)
+    return dy, saved, None if out is None else check_out(out, saved, ("dy", dy), (name, saved), may_equal=("dy",))
 
 
 def _check_factor(name: str, value: object, dtype: np.dtype[Any], *, positive: bool = False) -> float:
@@ -139,7 +133,7 @@ def _dropout(x: Array, p: float, seed: int, offset: int, out: Array | None) -> A
 # -- activations -------------------------------------------------------------------------------------------------------
 
 
-def relu(x: Array, *, out: Array | None = None) -> Array:
+def relu(x: AnyArray, *, out: AnyArray | None = None) -> Array:
     """Rectified linear unit, ``max(x, 0)``.
 
     Parameters
@@ -172,11 +166,11 @@ def relu(x: Array, *, out: Array | None = None) -> Array:
     >>> fn.relu(np.array([-2.0, 0.0, 3.0]))
     array([0., 0., 3.])
     """
-    _check_forward(x, out)
+    x, out = _check_forward(x, out)
     return _forward("relu", x, out)
 
 
-def relu_backward(dy: Array, x: Array, *, out: Array | None = None) -> Array:
+def relu_backward(dy: AnyArray, x: AnyArray, *, out: AnyArray | None = None) -> Array:
     """Gradient of `relu` with respect to its input: ``dy`` where x > 0, else 0 (at exactly 0 too).
 
     Parameters
@@ -207,11 +201,11 @@ def relu_backward(dy: Array, x: Array, *, out: Array | None = None) -> Array:
     >>> fn.relu_backward(np.array([5.0, 5.0, 5.0]), np.array([-2.0, 0.0, 3.0]))
     array([0., 0., 5.])
     """
-    _check_backward(dy, x, out, "x")
+    dy, x, out = _check_backward(dy, x, out, "x")
     return _backward("relu", dy, x, out)
 
 
-def leaky_relu(x: Array, *, negative_slope: float = 0.01, out: Array | None = None) -> Array:
+def leaky_relu(x: AnyArray, *, negative_slope: float = 0.01, out: AnyArray | None = None) -> Array:
     """Leaky rectified linear unit, ``x if x > 0 else negative_slope * x``.
 
     Parameters
@@ -244,11 +238,12 @@ def leaky_relu(x: Array, *, negative_slope: float = 0.01, out: Array | None = No
     >>> fn.leaky_relu(np.array([-2.0, 0.0, 3.0]), negative_slope=0.5)
     array([-1.,  0.,  3.])
     """
-    _check_forward(x, out)
+    x, out = _check_forward(x, out)
     return _forward("leaky_relu", x, out, _check_factor("negative_slope", negative_slope, x.dtype))
 
 
-def leaky_relu_backward(dy: Array, x: Array, *, negative_slope: float = 0.01, out: Array | None = None) -> Array:
+def leaky_relu_backward(dy: AnyArray, x: AnyArray, *, negative_slope: float = 0.01,
+                        out: AnyArray | None = None) -> Array:
     """Gradient of `leaky_relu` with respect to its input: ``dy if x > 0 else negative_slope * dy``.
 
     Parameters
@@ -279,11 +274,11 @@ def leaky_relu_backward(dy: Array, x: Array, *, negative_slope: float = 0.01, ou
     >>> fn.leaky_relu_backward(np.array([6.0, 6.0, 6.0]), np.array([-2.0, 0.0, 3.0]), negative_slope=0.5)
     array([3., 3., 6.])
     """
-    _check_backward(dy, x, out, "x")
+    dy, x, out = _check_backward(dy, x, out, "x")
     return _backward("leaky_relu", dy, x, out, _check_factor("negative_slope", negative_slope, x.dtype))
 
 
-def elu(x: Array, *, alpha: float = 1.0, out: Array | None = None) -> Array:
+def elu(x: AnyArray, *, alpha: float = 1.0, out: AnyArray | None = None) -> Array:
     """Exponential linear unit, ``x if x > 0 else alpha * (exp(x) - 1)``.
 
     Parameters
@@ -317,11 +312,11 @@ def elu(x: Array, *, alpha: float = 1.0, out: Array | None = None) -> Array:
     >>> fn.elu(np.array([-np.inf, 0.0, 3.0]), alpha=0.5)
     array([-0.5,  0. ,  3. ])
     """
-    _check_forward(x, out)
+    x, out = _check_forward(x, out)
     return _forward("elu", x, out, _check_factor("alpha", alpha, x.dtype))
 
 
-def elu_backward(dy: Array, x: Array, *, alpha: float = 1.0, out: Array | None = None) -> Array:
+def elu_backward(dy: AnyArray, x: AnyArray, *, alpha: float = 1.0, out: AnyArray | None = None) -> Array:
     """Gradient of `elu` with respect to its input: ``dy if x > 0 else alpha * exp(x) * dy``.
 
     Parameters
@@ -352,11 +347,11 @@ def elu_backward(dy: Array, x: Array, *, alpha: float = 1.0, out: Array | None =
     >>> fn.elu_backward(np.array([6.0, 6.0, 6.0]), np.array([-np.inf, 0.0, 3.0]), alpha=0.5)
     array([0., 3., 6.])
     """
-    _check_backward(dy, x, out, "x")
+    dy, x, out = _check_backward(dy, x, out, "x")
     return _backward("elu", dy, x, out, _check_factor("alpha", alpha, x.dtype))
 
 
-def celu(x: Array, *, alpha: float = 1.0, out: Array | None = None) -> Array:
+def celu(x: AnyArray, *, alpha: float = 1.0, out: AnyArray | None = None) -> Array:
     """Continuously differentiable ELU, ``x if x > 0 else alpha * (exp(x / alpha) - 1)``.
 
     Parameters
@@ -389,11 +384,11 @@ def celu(x: Array, *, alpha: float = 1.0, out: Array | None = None) -> Array:
     >>> fn.celu(np.array([-np.inf, 0.0, 3.0]), alpha=0.5)
     array([-0.5,  0. ,  3. ])
     """
-    _check_forward(x, out)
+    x, out = _check_forward(x, out)
     return _forward("celu", x, out, _check_factor("alpha", alpha, x.dtype, positive=True))
 
 
-def celu_backward(dy: Array, x: Array, *, alpha: float = 1.0, out: Array | None = None) -> Array:
+def celu_backward(dy: AnyArray, x: AnyArray, *, alpha: float = 1.0, out: AnyArray | None = None) -> Array:
     """Gradient of `celu` with respect to its input: ``dy if x > 0 else exp(x / alpha) * dy``.
 
     Parameters
@@ -424,11 +419,11 @@ def celu_backward(dy: Array, x: Array, *, alpha: float = 1.0, out: Array | None 
     >>> fn.celu_backward(np.array([6.0, 6.0, 6.0]), np.array([-np.inf, 0.0, 3.0]), alpha=0.5)
     array([0., 6., 6.])
     """
-    _check_backward(dy, x, out, "x")
+    dy, x, out = _check_backward(dy, x, out, "x")
     return _backward("celu", dy, x, out, _check_factor("alpha", alpha, x.dtype, positive=True))
 
 
-def sigmoid(x: Array, *, out: Array | None = None) -> Array:
+def sigmoid(x: AnyArray, *, out: AnyArray | None = None) -> Array:
     """Logistic sigmoid, ``1 / (1 + exp(-x))``.
 
     Parameters
@@ -455,11 +450,11 @@ def sigmoid(x: Array, *, out: Array | None = None) -> Array:
     >>> fn.sigmoid(np.array([-np.inf, 0.0, 800.0]))
     array([0. , 0.5, 1. ])
     """
-    _check_forward(x, out)
+    x, out = _check_forward(x, out)
     return _forward("sigmoid", x, out)
 
 
-def sigmoid_backward(dy: Array, y: Array, *, out: Array | None = None) -> Array:
+def sigmoid_backward(dy: AnyArray, y: AnyArray, *, out: AnyArray | None = None) -> Array:
     """Gradient of `sigmoid` with respect to its input: ``y * (1 - y) * dy``.
 
     Parameters
@@ -488,11 +483,11 @@ def sigmoid_backward(dy: Array, y: Array, *, out: Array | None = None) -> Array:
     >>> fn.sigmoid_backward(np.array([4.0, 4.0]), np.array([0.5, 1.0]))
     array([1., 0.])
     """
-    _check_backward(dy, y, out, "y")
+    dy, y, out = _check_backward(dy, y, out, "y")
     return _backward("sigmoid", dy, y, out)
 
 
-def tanh(x: Array, *, out: Array | None = None) -> Array:
+def tanh(x: AnyArray, *, out: AnyArray | None = None) -> Array:
     """Hyperbolic tangent.
 
     Parameters
@@ -519,11 +514,11 @@ def tanh(x: Array, *, out: Array | None = None) -> Array:
     >>> fn.tanh(np.array([-np.inf, 0.0, 20.0]))
     array([-1.,  0.,  1.])
     """
-    _check_forward(x, out)
+    x, out = _check_forward(x, out)
     return _forward("tanh", x, out)
 
 
-def tanh_backward(dy: Array, y: Array, *, out: Array | None = None) -> Array:
+def tanh_backward(dy: AnyArray, y: AnyArray, *, out: AnyArray | None = None) -> Array:
     """Gradient of `tanh` with respect to its input: ``(1 - y**2) * dy``.
 
     Parameters
@@ -552,14 +547,14 @@ def tanh_backward(dy: Array, y: Array, *, out: Array | None = None) -> Array:
     >>> fn.tanh_backward(np.array([4.0, 4.0]), np.array([0.5, 1.0]))
     array([3., 0.])
     """
-    _check_backward(dy, y, out, "y")
+    dy, y, out = _check_backward(dy, y, out, "y")
     return _backward("tanh", dy, y, out)
 
 
 # -- dropout -----------------------------------------------------------------------------------------------------------
 
 
-def dropout(x: Array, p: float, *, seed: int, offset: int = 0, out: Array | None = None) -> Array:
+def dropout(x: AnyArray, p: float, *, seed: int, offset: int = 0, out: AnyArray | None = None) -> Array:
     """Inverted dropout: each element becomes 0 with probability ``p``, else is multiplied by ``1 / (1 - p)``.
 
     Parameters
@@ -611,11 +606,11 @@ def dropout(x: Array, p: float, *, seed: int, offset: int = 0, out: Array | None
     >>> np.array_equal(fn.dropout_backward(x, 0.5, seed=1), y)  # the same mask, nothing stored
     True
     """
-    _check_forward(x, out)
+    x, out = _check_forward(x, out)
     return _dropout(x, *_check_dropout(p, seed, offset), out)
 
 
-def dropout_backward(dy: Array, p: float, *, seed: int, offset: int = 0, out: Array | None = None) -> Array:
+def dropout_backward(dy: AnyArray, p: float, *, seed: int, offset: int = 0, out: AnyArray | None = None) -> Array:
     """Gradient of `dropout` with respect to its input: ``dy`` under the same mask and scale, generated again.
 
     Parameters
@@ -647,5 +642,5 @@ def dropout_backward(dy: Array, p: float, *, seed: int, offset: int = 0, out: Ar
     array([[2., 2., 2., 2.],
            [2., 2., 0., 2.]])
     """
-    _check_forward(dy, out, "dy")
+    dy, out = _check_forward(dy, out, "dy")
     return _dropout(dy, *_check_dropout(p, seed, offset), out)

@@ -28,7 +28,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ._arrays import Array
+from ._arrays import Array, as_array, has_protocol
 
 __all__ = ["load", "restore", "save"]
 
@@ -48,6 +48,8 @@ CHUNK = 1 << 20
 
 def _pack(name: str, value: Any, arrays: list[Array]) -> Any:
     """``value`` as JSON can say it; its arrays are appended to ``arrays``."""
+    if has_protocol(value):
+        value = as_array(name, value)
     if isinstance(value, np.ndarray):
         if value.dtype.kind not in KINDS or isinstance(value, np.ma.MaskedArray):
             raise TypeError(f"{name}: expected an array of numbers, got {type(value).__name__} of dtype {value.dtype}")

@@ -9,19 +9,21 @@ import numpy as np
 
 from . import _runtime
 from ._arrays import (
+    AnyArray,
     Array,
+    as_array,
     block,
     check_array,
     check_axis,
     check_choice,
-    check_disjoint,
     check_integer,
     check_like,
     check_number,
+    check_out,
     check_shape,
-    check_writeable,
     dense_vector,
     first_true,
+    has_protocol,
     matching,
     write_back,
 )
@@ -48,19 +50,9 @@ def _check_logits(name: str, x: object, axis: object) -> tuple[Array, int]:
     return x, axis
 
 
-def _check_out(out: object, name: str, x: Array, *others: tuple[str, Array | None]) -> Array | None:
-    """An array like the logits that may be written, and be the logits themselves."""
-    if out is None:
-        return None
-    out = check_like("out", out, x.shape, x.dtype)
-    check_writeable("out", out)
-    check_disjoint(("out", out), (name, x), *others, may_equal=(name,))
-    return out
-
-
 def _check_softmax(x: object, axis: object, out: object) -> tuple[Array, int, Array | None]:
     x, axis = _check_logits("x", x, axis)
-    return x, axis, _check_out(out, "x", x)
+    return x, axis, None if out is None else check_out(out, x, ("x", x), may_equal=("x",))
 
 
 class _CrossEntropy(NamedTuple):
@@ -90,7 +82,7 @@ def _check_label(targets: object, classes: int, ignore_index: int) -> tuple[Arra
 def _check_targets(targets: object, logits: Array, axis: int) -> Array:
     """Integer targets of logits' shape without the class axis, or probabilities of logits' shape and dtype."""
     if not isinstance(targets, np.ndarray):
-        raise TypeError(f"targets: expected a numpy.ndarray, got {type(targets).__name__}")
+        targets = as_array("targets", targets)
     if isinstance(targets, np.ma.MaskedArray):
         raise TypeError(f"targets: expected a plain numpy.ndarray, got {type(targets).__name__}, whose mask would be "
                         "ignored")
@@ -110,7 +102,7 @@ def _check_cross_entropy(logits: object, targets: object, axis: object, weight: 
     """Every check but the range of the labels (`_raise_for_labels`)."""
     logits, axis = _check_logits("logits", logits, axis)
     ignore_index = check_integer("ignore_index", ignore_index)
-    if logits.ndim == 1 and not isinstance(targets, np.ndarray):
+    if logits.ndim == 1 and not (isinstance(targets, np.ndarray) or has_protocol(targets)):
         targets, ignore_index = _check_label(targets, logits.size, ignore_index)
     else:
         targets = _check_targets(targets, logits, axis)
@@ -119,7 +111,9 @@ def _check_cross_entropy(logits: object, targets: object, axis: object, weight: 
     label_smoothing = check_number("label_smoothing", label_smoothing, 0, 1)
     reduction = check_choice("reduction", reduction, ("mean", "sum", "none"))
     assert reduction is not None
-    out = _check_out(out, "logits", logits, ("targets", targets), ("weight", weight))
+    if out is not None:
+        out = check_out(out, logits, ("logits", logits), ("targets", targets), ("weight", weight),
+                        may_equal=("logits",))
     are_labels = targets.dtype.kind != "f"
     return _CrossEntropy(logits, axis, targets if are_labels else None, None if are_labels else targets, weight,
                          ignore_index, label_smoothing, reduction, out)
@@ -189,7 +183,7 @@ def _softmax(x: object, axis: object, out: object, log: bool) -> Array:
     return write_back(out_array, result)
 
 
-def softmax(x: Array, *, axis: int = -1, out: Array | None = None) -> Array:
+def softmax(x: AnyArray, *, axis: int = -1, out: AnyArray | None = None) -> Array:
     """Return exp(x) scaled to sum to 1 along an axis.
 
     ``p = exp(x - max(x)) / sum(exp(x - max(x)))``, maximum and sum taken along ``axis``.
@@ -232,7 +226,7 @@ def softmax(x: Array, *, axis: int = -1, out: Array | None = None) -> Array:
     return _softmax(x, axis, out, False)
 
 
-def log_softmax(x: Array, *, axis: int = -1, out: Array | None = None) -> Array:
+def log_softmax(x: AnyArray, *, axis: int = -1, out: AnyArray | None = None) -> Array:
     """Return the logarithm of the softmax along an axis, right where the softmax itself is too small for its dtype.
 
     ``log p = (x - max(x)) - log(sum(exp(x - max(x))))``, maximum and sum taken along ``axis``.
@@ -271,9 +265,9 @@ def log_softmax(x: Array, *, axis: int = -1, out: Array | None = None) -> Array:
     return _softmax(x, axis, out, True)
 
 
-def softmax_cross_entropy(logits: Array, targets: Array | int | np.integer[Any], *, axis: int = -1,
-                          weight: Array | None = None, ignore_index: int = -100, label_smoothing: float = 0.0,
-                          reduction: str = "mean", out: Array | None = None) -> tuple[Any, Array]:
+def softmax_cross_entropy(logits: AnyArray, targets: AnyArray | int | np.integer[Any], *, axis: int = -1,
+                          weight: AnyArray | None = None, ignore_index: int = -100, label_smoothing: float = 0.0,
+                          reduction: str = "mean", out: AnyArray | None = None) -> tuple[Any, Array]:
     r"""Return the cross-entropy between targets and the softmax of logits, and its gradient by the logits.
 
     With the softmax p of a row of C logits, class weights w (1 by default), smoothing s and a row's target masses q::

@@ -11,16 +11,15 @@ import numpy as np
 
 from . import _runtime
 from ._arrays import (
+    AnyArray,
     Array,
     View,
     block,
     check_array,
     check_axis,
-    check_disjoint,
     check_integer,
-    check_like,
     check_number,
-    check_writeable,
+    check_out,
     write_back,
 )
 from ._outputs import destination
@@ -103,7 +102,7 @@ class Moments:
             raise ValueError(f"ddof: expected an integer < {self.count}, the values seen per channel, got {ddof}")
         return m2 / (self.count - ddof)
 
-    def update(self, x: Array) -> None:
+    def update(self, x: AnyArray) -> None:
         """Add all values of an array.
 
         Parameters
@@ -147,7 +146,7 @@ class Moments:
             raise ValueError(f"other: expected {len(self._mean)} channels, got {len(other._mean)}")
         self._add(other.count, other._mean.copy(), other._m2.copy())
 
-    def standardize(self, x: Array, eps: float = 0.0, out: Array | None = None) -> Array:
+    def standardize(self, x: AnyArray, eps: float = 0.0, out: AnyArray | None = None) -> Array:
         """Subtract the mean and divide by the standard deviation, ``(x - mean) / sqrt(var() + eps)``.
 
         Channels without variance (pixels that are always black) are divided by 1.
@@ -177,9 +176,7 @@ class Moments:
         eps = check_number("eps", eps)
         mean, _ = self._seen()
         if out is not None:
-            check_like("out", out, x.shape, x.dtype)
-            check_writeable("out", out)
-            check_disjoint(("out", out), ("x", x), may_equal=("x",))
+            out = check_out(out, x, ("x", x), may_equal=("x",))
         var = self.var()
         return self._standardize(x, axis, mean, np.where(var == 0, 1.0, var + eps), out)
 

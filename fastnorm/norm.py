@@ -14,6 +14,7 @@ from . import _runtime
 from ._arrays import (
     FLOAT32,
     FLOAT32_MAX,
+    AnyArray,
     Array,
     View,
     block,
@@ -24,6 +25,7 @@ from ._arrays import (
     check_flag,
     check_like,
     check_number,
+    check_out,
     check_writeable,
     dense_vector,
     matching,
@@ -41,6 +43,9 @@ TABLE_ROWS = 6  # BN_ROWS in vector.h
 FORWARD_ROWS = 4  # of these, the ones that a forward call fills
 WIDE_ROWS = 3  # BN_WIDE_ROWS, of the table in float64
 
+# x, gamma, beta, running_mean, running_var, residual, out
+ForwardArrays = tuple[Array, Array | None, Array | None, Array | None, Array | None, Array | None, Array | None]
+InferenceArrays = tuple[Array, Array | None, Array | None, Array, Array, Array | None, Array | None]
 Backward = tuple[Array, Array | None, Array | None] | tuple[Array, Array | None, Array | None, Array]
 
 
@@ -71,16 +76,15 @@ def _check_input(x: object, axis: object) -> tuple[Array, int]:
     return x, check_axis(axis, x.ndim)
 
 
-def _check_parameters(x: Array, axis: int, gamma: Any, beta: Any, running_mean: Any, running_var: Any,
-                      residual: Any) -> None:
-    """Check the per-channel vectors and the residual against x."""
+def _check_parameters(x: Array, axis: int, gamma: Any, beta: Any, running_mean: Any, running_var: Any, residual: Any,
+                      training: bool) -> tuple[Array | None, ...]:
+    """Check the per-channel vectors and the residual against x; return them."""
     channels = (x.shape[axis],)
-    vectors = (("gamma", gamma), ("beta", beta), ("running_mean", running_mean), ("running_var", running_var))
-    for name, vector in vectors:
-        if vector is not None:
-            check_like(name, vector, channels, x.dtype)
-    if residual is not None:
-        check_like("residual", residual, x.shape, x.dtype)
+    arguments = (("gamma", gamma, channels, False), ("beta", beta, channels, False),
+                 ("running_mean", running_mean, channels, training), ("running_var", running_var, channels, training),
+                 ("residual", residual, x.shape, False))
+    return tuple([None if a is None else check_like(name, a, shape, x.dtype, written)
+                  for name, a, shape, written in arguments])
 
 
 def _check_activation(activation: object, negative_slope: object) -> tuple[int, float]:
@@ -91,42 +95,34 @@ def _check_activation(activation: object, negative_slope: object) -> tuple[int, 
     return ACTIVATIONS[activation], slope  # type: ignore[index]  # just checked
 
 
-def _slope_of(number: int, slope: float, x: Array) -> float:
+def _slope_of(number: int, slope: float, x: Any) -> float:
     """Check that x's dtype can hold the slope; return the one that the kernels use: 0 for ReLU, which they rely on."""
     if abs(slope) > FLOAT32_MAX and x.dtype == FLOAT32:
         raise ValueError(f"negative_slope: expected a number that float32 can hold, got {slope:g}")
     return slope if number == ACTIVATIONS["leaky_relu"] else 0.0
 
 
-def _check_out(out: Any, x: Array, others: tuple[tuple[str, Array | None], ...],
-               may_equal: tuple[str, ...] = ()) -> None:
-    """Check an output of x's shape and dtype that overlaps nothing it must not."""
-    if out is not None:
-        check_like("out", out, x.shape, x.dtype)
-        check_writeable("out", out)
-        check_disjoint(("out", out), *others, may_equal=may_equal)
-
-
-def _check_forward(x: Any, gamma: Any, beta: Any, running_mean: Any, running_var: Any, axis: Any, training: Any,
-                   momentum: Any, eps: Any, unbiased_running_var: Any, activation: Any, negative_slope: Any,
-                   residual: Any, out: Any) -> tuple[int, int, float]:
-    """Check every argument of `batch_norm_forward`; return axis, activation number and slope."""
+def _check_forward_options(training: object, momentum: object, eps: object, unbiased_running_var: object,
+                           activation: object, negative_slope: object) -> tuple[int, float]:
+    """Check the options of `batch_norm_forward`; return activation number and slope."""
     check_flag("training", training)
     check_flag("unbiased_running_var", unbiased_running_var)
     check_number("momentum", momentum, high=1.0)
+    return _check_inference_options(eps, activation, negative_slope)
+
+
+def _check_inference_options(eps: object, activation: object, negative_slope: object) -> tuple[int, float]:
+    """Check the options of `batch_norm_inference`; return activation number and slope."""
     check_number("eps", eps)
-    number, slope = _check_activation(activation, negative_slope)
-    at = checks.batch_norm_arrays(x, axis, gamma, beta, running_mean, running_var, residual, out, training)
-    if at < 0:
-        at = _check_forward_arrays(x, gamma, beta, running_mean, running_var, axis, training, residual, out)
-    return at, number, _slope_of(number, slope, x)
+    return _check_activation(activation, negative_slope)
 
 
-def _check_forward_arrays(x: Any, gamma: Any, beta: Any, running_mean: Any, running_var: Any, axis: Any, training: bool,
-                          residual: Any, out: Any) -> int:
-    """Check the arrays of `batch_norm_forward` one by one; return the axis counted from the front."""
+def _check_forward_arrays(x: Any, gamma: Any, beta: Any, running_mean: Any, running_var: Any, residual: Any, out: Any,
+                          axis: Any, training: bool) -> tuple[ForwardArrays, int]:
+    """Check the arrays of `batch_norm_forward` one by one; return them, and the axis counted from the front."""
     x, at = _check_input(x, axis)
-    _check_parameters(x, at, gamma, beta, running_mean, running_var, residual)
+    gamma, beta, running_mean, running_var, residual = _check_parameters(x, at, gamma, beta, running_mean, running_var,
+                                                                         residual, training)
     if (running_mean is None) != (running_var is None):
         absent, present = ("running_mean", "running_var")[:: 1 if running_mean is None else -1]
         raise ValueError(f"{absent}: expected an array beside {present}, got None")
@@ -142,44 +138,47 @@ def _check_forward_arrays(x: Any, gamma: Any, beta: Any, running_mean: Any, runn
             check_disjoint(("running_var", running_var), *inputs)
     elif running_mean is None:
         raise ValueError("running_mean: expected an array with training=False, got None")
-    _check_out(out, x, (("x", x), ("gamma", gamma), ("beta", beta), ("running_mean", running_mean),
-                        ("running_var", running_var), ("residual", residual)))
-    return at
+    if out is not None:
+        out = check_out(out, x, ("x", x), ("gamma", gamma), ("beta", beta), ("running_mean", running_mean),
+                        ("running_var", running_var), ("residual", residual))
+    return (x, gamma, beta, running_mean, running_var, residual, out), at
 
 
-def _check_inference(x: Any, running_mean: Any, running_var: Any, gamma: Any, beta: Any, axis: Any, eps: Any,
-                     activation: Any, negative_slope: Any, residual: Any, out: Any) -> tuple[int, int, float]:
-    """Check every argument of `batch_norm_inference`; return axis, activation number and slope."""
-    check_number("eps", eps)
-    number, slope = _check_activation(activation, negative_slope)
-    at = checks.batch_norm_arrays(x, axis, gamma, beta, running_mean, running_var, residual, out, False)
-    if at < 0:
-        x, at = _check_input(x, axis)
-        for name, vector in (("running_mean", running_mean), ("running_var", running_var)):
-            if vector is None:
-                raise TypeError(f"{name}: expected a numpy.ndarray, got NoneType")
-        _check_parameters(x, at, gamma, beta, running_mean, running_var, residual)
-        _check_out(out, x, (("x", x), ("residual", residual), ("gamma", gamma), ("beta", beta),
-                            ("running_mean", running_mean), ("running_var", running_var)), may_equal=("x", "residual"))
-    return at, number, _slope_of(number, slope, x)
+def _check_inference_arrays(x: Any, gamma: Any, beta: Any, running_mean: Any, running_var: Any, residual: Any, out: Any,
+                            axis: Any) -> tuple[InferenceArrays, int]:
+    """Check the arrays of `batch_norm_inference` one by one; return them, and the axis counted from the front."""
+    x, at = _check_input(x, axis)
+    for name, vector in (("running_mean", running_mean), ("running_var", running_var)):
+        if vector is None:
+            raise TypeError(f"{name}: expected a numpy.ndarray, got NoneType")
+    gamma, beta, running_mean, running_var, residual = _check_parameters(x, at, gamma, beta, running_mean, running_var,
+                                                                         residual, False)
+    if out is not None:
+        out = check_out(out, x, ("x", x), ("residual", residual), ("gamma", gamma), ("beta", beta),
+                        ("running_mean", running_mean), ("running_var", running_var), may_equal=("x", "residual"))
+    return (x, gamma, beta, running_mean, running_var, residual, out), at
 
 
-def _check_backward(dy: Any, cache: Any, cache_type: type, out: Any) -> None:
-    """Check every argument of `batch_norm_backward`; the caches of kernels and twin differ in type alone."""
+def _check_backward(dy: Any, cache: Any, cache_type: type, out: Any) -> tuple[Array, Array | None]:
+    """Check every argument of `batch_norm_backward`, return ``dy`` and ``out``.
+
+    The caches of kernels and twin differ in type alone.
+    """
     if not isinstance(cache, cache_type):
         raise TypeError("cache: expected what batch_norm_forward of the same module returned, "
                         f"got {type(cache).__name__}")
     x, residual = cache.x, cache.residual  # type: ignore[attr-defined]  # both cache types have them
-    if checks.batch_norm_gradients(dy, x, residual, out):
-        return
-    check_like("dy", dy, x.shape, x.dtype)
-    _check_out(out, x, (("dy", dy), ("x", x), ("residual", residual)), may_equal=("dy",) if residual is None else ())
+    if not checks.batch_norm_gradients(dy, x, residual, out):
+        dy = check_like("dy", dy, x.shape, x.dtype)
+        if out is not None:
+            out = check_out(out, x, ("dy", dy), ("x", x), ("residual", residual),
+                            may_equal=("dy",) if residual is None else ())
+    return dy, out
 
 
-def _normalize(x: Array, gamma: Array | None, beta: Array | None, running_mean: Array | None,
-               running_var: Array | None, axis: int, training: bool, momentum: float, eps: float, unbiased: bool,
-               activation: int, slope: float, residual: Array | None,
-               out: Array | None) -> tuple[Array, BatchNormCache]:
+def _normalize(x: Any, gamma: Any, beta: Any, running_mean: Any, running_var: Any, axis: int, training: bool,
+               momentum: float, eps: float, unbiased: bool, activation: int, slope: float, residual: Any,
+               out: Any) -> tuple[Array, BatchNormCache]:
     """Allocate and call the forward kernel on checked arguments."""
     x, view = block(x, axis)
     residual = None if residual is None else matching(residual, x)
@@ -202,11 +201,11 @@ def _normalize(x: Array, gamma: Array | None, beta: Array | None, running_mean: 
 
 
 def batch_norm_forward(
-    x: Array,
-    gamma: Array | None = None,
-    beta: Array | None = None,
-    running_mean: Array | None = None,
-    running_var: Array | None = None,
+    x: AnyArray,
+    gamma: AnyArray | None = None,
+    beta: AnyArray | None = None,
+    running_mean: AnyArray | None = None,
+    running_var: AnyArray | None = None,
     *,
     axis: int = 1,
     training: bool = True,
@@ -215,8 +214,8 @@ def batch_norm_forward(
     unbiased_running_var: bool = True,
     activation: str | None = None,
     negative_slope: float = 0.01,
-    residual: Array | None = None,
-    out: Array | None = None,
+    residual: AnyArray | None = None,
+    out: AnyArray | None = None,
 ) -> tuple[Array, BatchNormCache]:
     """Normalize each channel of a batch; return the result and what the backward call needs.
 
@@ -276,25 +275,28 @@ def batch_norm_forward(
     array([[-1., -1.],
            [ 1.,  1.]])
     """
-    axis, number, slope = _check_forward(x, gamma, beta, running_mean, running_var, axis, training, momentum, eps,
-                                         unbiased_running_var, activation, negative_slope, residual, out)
-    return _normalize(x, gamma, beta, running_mean, running_var, axis, bool(training), momentum, eps,
-                      bool(unbiased_running_var), number, slope, residual, out)
+    number, slope = _check_forward_options(training, momentum, eps, unbiased_running_var, activation, negative_slope)
+    at = checks.batch_norm_arrays(x, axis, gamma, beta, running_mean, running_var, residual, out, training)
+    if at < 0:
+        (x, gamma, beta, running_mean, running_var, residual, out), at = _check_forward_arrays(
+            x, gamma, beta, running_mean, running_var, residual, out, axis, training)
+    return _normalize(x, gamma, beta, running_mean, running_var, at, bool(training), momentum, eps,
+                      bool(unbiased_running_var), number, _slope_of(number, slope, x), residual, out)
 
 
 def batch_norm_inference(
-    x: Array,
-    running_mean: Array,
-    running_var: Array,
-    gamma: Array | None = None,
-    beta: Array | None = None,
+    x: AnyArray,
+    running_mean: AnyArray,
+    running_var: AnyArray,
+    gamma: AnyArray | None = None,
+    beta: AnyArray | None = None,
     *,
     axis: int = 1,
     eps: float = 1e-5,
     activation: str | None = None,
     negative_slope: float = 0.01,
-    residual: Array | None = None,
-    out: Array | None = None,
+    residual: AnyArray | None = None,
+    out: AnyArray | None = None,
 ) -> Array:
     """Normalize with given statistics, as at test time.
 
@@ -331,13 +333,16 @@ def batch_norm_inference(
     array([[0.],
            [2.]])
     """
-    axis, number, slope = _check_inference(x, running_mean, running_var, gamma, beta, axis, eps, activation,
-                                           negative_slope, residual, out)
-    return _normalize(x, gamma, beta, running_mean, running_var, axis, False, 0.0, eps, True, number, slope, residual,
-                      out)[0]
+    number, slope = _check_inference_options(eps, activation, negative_slope)
+    at = checks.batch_norm_arrays(x, axis, gamma, beta, running_mean, running_var, residual, out, False)
+    if at < 0:
+        (x, gamma, beta, running_mean, running_var, residual, out), at = _check_inference_arrays(
+            x, gamma, beta, running_mean, running_var, residual, out, axis)
+    return _normalize(x, gamma, beta, running_mean, running_var, at, False, 0.0, eps, True, number,
+                      _slope_of(number, slope, x), residual, out)[0]
 
 
-def batch_norm_backward(dy: Array, cache: BatchNormCache, *, out: Array | None = None) -> Backward:
+def batch_norm_backward(dy: AnyArray, cache: BatchNormCache, *, out: AnyArray | None = None) -> Backward:
     """Gradients of `batch_norm_forward` with respect to x, gamma, beta, and residual.
 
     With ``dz = activation'(z) * dy`` and ``xhat`` the normalized x: ``dbeta = sum(dz)``, ``dgamma = sum(dz * xhat)``,
@@ -377,7 +382,7 @@ def batch_norm_backward(dy: Array, cache: BatchNormCache, *, out: Array | None =
     >>> dbeta
     array([6.])
     """
-    _check_backward(dy, cache, BatchNormCache, out)
+    dy, out = _check_backward(dy, cache, BatchNormCache, out)
     x, residual, view, table, wide_table, training, activation, slope, has_gamma, has_beta = cache
     dx = destination(out, x)
     dresidual = None if residual is None else empty_like(x)

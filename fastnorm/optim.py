@@ -35,7 +35,7 @@ class Optimizer(HasBackend):
         super().__init__(backend)
         self._nonfinite = check_choice("nonfinite", nonfinite, NONFINITE)
         self._skipped_steps = 0
-        self._single = isinstance(params, np.ndarray)
+        self._single = not isinstance(params, (list, tuple))
         self.params: tuple[Array, ...] = check_lists(("params", params, True)).arrays[0]
         self._lr, self._options = self._checked(lr, options)
         self._steps = 0
@@ -78,11 +78,13 @@ class Optimizer(HasBackend):
             With ``nonfinite="raise"``, if a gradient holds NaN or infinity; the message names the first one. Neither
             parameters nor state have changed then.
         """
-        if self._nonfinite != "propagate" and not self._all_finite(grads):
-            if self._nonfinite == "raise":
-                raise FloatingPointError(_first_nonfinite(grads))
-            self._skipped_steps += 1
-            return
+        if self._nonfinite != "propagate":
+            grads = self._checked_grads(grads)
+            if not self._functions.all_finite(grads):
+                if self._nonfinite == "raise":
+                    raise FloatingPointError(_first_nonfinite(grads))
+                self._skipped_steps += 1
+                return
         buffers = {name: self._as_given(arrays) for name, arrays in self._buffers.items()}
         update = getattr(self._functions, self._function)
         update(self._as_given(self.params), grads, lr=self._lr, **buffers,
@@ -149,11 +151,10 @@ class Optimizer(HasBackend):
         self._steps, self._lr, self._options, self._buffers = steps, lr, options, buffers
         self._nonfinite, self._skipped_steps = nonfinite, skipped_steps
 
-    def _all_finite(self, grads: Arrays) -> bool:
-        """Whether a step can go on; the gradients are checked first, so that no skipped step hides a wrong argument."""
-        check_lists(("params", self._as_given(self.params), True), ("grads", grads, False))
-        finite: bool = self._functions.all_finite(grads)
-        return finite
+    def _checked_grads(self, grads: Arrays) -> Array | tuple[Array, ...]:
+        """Check the gradients against the parameters, so that no skipped step hides a wrong argument; return them."""
+        lists = check_lists(("params", self._as_given(self.params), True), ("grads", grads, False))
+        return self._as_given(lists.arrays[1])
 
     def _buffer_names(self, options: dict[str, Any]) -> tuple[str, ...]:
         """Names of the update's arguments that hold state, given the options."""
@@ -181,7 +182,7 @@ def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
 
 
-def _first_nonfinite(grads: Arrays) -> str:
+def _first_nonfinite(grads: Array | tuple[Array, ...]) -> str:
     """The message about the first gradient, and its first element in C order, that is NaN or infinite."""
     arrays = [("grads", grads)] if isinstance(grads, np.ndarray) else [(f"grads[{i}]", a) for i, a in enumerate(grads)]
     name, grad = next((name, a) for name, a in arrays if not np.isfinite(a).all())

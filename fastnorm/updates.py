@@ -12,7 +12,7 @@ of that dtype.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ from . import _runtime
 from ._arrays import (
     FLOAT32,
     FLOAT32_MAX,
+    AnyArray,
     Array,
     check_array,
     check_disjoint,
@@ -29,6 +30,7 @@ from ._arrays import (
     check_like,
     check_number,
     check_writeable,
+    has_protocol,
     is_dense,
     matching,
 )
@@ -37,7 +39,7 @@ from ._runtime import kernels
 
 __all__ = ["adagrad_step", "adam_step", "all_finite", "clip_grad_norm", "momentum_step", "rmsprop_step"]
 
-Arrays = Array | list[Array] | tuple[Array, ...]
+Arrays = AnyArray | Sequence[AnyArray]  # a list or a tuple; to a type checker, list[ndarray] is no list[AnyArray]
 Argument = tuple[str, object, bool]  # name, value, whether the call writes it
 
 
@@ -58,13 +60,15 @@ def check_lists(*arguments: Argument) -> Lists:
     Those that are written are writeable and overlap nothing else in the call.
     """
     well = checks.optimizer_lists(arguments)
-    if well is not None:
-        return Lists(well, (), True)
+    return _check_lists(arguments) if well is None else Lists(well, (), True)
 
+
+def _check_lists(arguments: tuple[Argument, ...]) -> Lists:
+    """Check the arrays of a call one by one; a function of its own, so that small calls do not pay for its closures."""
     names = [name for name, _, _ in arguments]
     written = tuple(writes for _, _, writes in arguments)
     first_name, first, _ = arguments[0]
-    single = isinstance(first, np.ndarray)
+    single = isinstance(first, np.ndarray) or has_protocol(first)
     if single:
         lists: tuple[tuple[Any, ...], ...] = tuple([(value,) for _, value, _ in arguments])
     else:
@@ -78,16 +82,21 @@ def check_lists(*arguments: Argument) -> Lists:
                 raise ValueError(f"{name}: expected {len(lists[0])} arrays as in {first_name}, got {len(arrays)}")
     labeled = [[(name if single else f"{name}[{i}]", a) for i, a in enumerate(arrays)]
                for name, arrays in zip(names, lists, strict=True)]
-    for position in zip(*labeled, strict=True):
-        like = check_array(*position[0])
-        for label, a in position[1:]:
-            check_like(label, a, like.shape, like.dtype)
-        for (label, a), writes in zip(position, written, strict=True):
-            if writes:
-                check_writeable(label, a)
-    _check_disjoint_lists([(label, a, writes) for arrays, writes in zip(labeled, written, strict=True)
-                           for label, a in arrays])
-    return Lists(lists, written, False)
+    checked = [_check_position(position, written) for position in zip(*labeled, strict=True)]
+    _check_disjoint_lists([(labeled[at][i][0], position[at], writes) for at, writes in enumerate(written)
+                           for i, position in enumerate(checked)])
+    return Lists(tuple([tuple([position[at] for position in checked]) for at in range(len(lists))]), written, False)
+
+
+def _check_position(labeled: Sequence[tuple[str, object]], written: tuple[bool, ...]) -> list[Array]:
+    """The arrays at one position of the lists: all like the first, and writeable where they are written."""
+    like = check_array(*labeled[0], written=written[0])
+    arrays = [like, *(check_like(label, a, like.shape, like.dtype, writes)
+                      for (label, a), writes in zip(labeled[1:], written[1:], strict=True))]
+    for (label, _), a, writes in zip(labeled, arrays, written, strict=True):
+        if writes:
+            check_writeable(label, a)
+    return arrays
 
 
 def _check_disjoint_lists(arrays: list[tuple[str, Array, bool]]) -> None:

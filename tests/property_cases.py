@@ -629,8 +629,8 @@ def load_optimizer(name: str) -> Callable[[Any, Arguments], Any]:
     """Load a saved state, as it was or spoiled; what was loaded is what is saved next."""
     def call(module: Any, arguments: Arguments) -> Any:
         other = optimizer(module, name, arguments)
-        copies = arguments["params"].copy() if other._single else [p.copy() for p in other.params]
-        made = optimizer(module, name, arguments | {"params": copies})
+        copies = [p.copy() for p in other.params]
+        made = optimizer(module, name, arguments | {"params": copies[0] if other._single else copies})
         made.step(arguments["grads"])
         state = changed_state(made.state_dict(), arguments["_change"])
         unchanged_if_refused(other, lambda: other.load_state_dict(state))

@@ -11,6 +11,7 @@ import math
 from functools import cache
 from typing import Any, NamedTuple
 
+import exporters
 import numpy as np
 from hypothesis import strategies as st
 
@@ -154,6 +155,7 @@ class Plan(NamedTuple):
     layout: str = "C"
     read_only: bool = False
     masked: bool = False
+    exported: str = ""  # handed over as what another library has: the name of a class in `exporters`
     shares: str = ""  # label of the argument whose memory it lies in
     shift: int = 0  # elements between the beginning of that memory and this array
 
@@ -207,8 +209,8 @@ def _owner(plans: dict[str, Plan], label: str) -> str:
     return label
 
 
-def build(arguments: dict[str, Any]) -> Given:
-    """Make the arrays; everything that is no plan is handed on as it is."""
+def build(arguments: dict[str, Any], *, export: bool = True) -> Given:
+    """Make the arrays; everything that is no plan is handed on as it is. Without ``export``, all stay ndarrays."""
     plans = flatten(arguments)
     needed: dict[str, int] = {}
     for label, plan in plans.items():
@@ -226,11 +228,16 @@ def build(arguments: dict[str, Any]) -> Given:
         array.flags.writeable = not plan.read_only
         arrays[label] = np.ma.masked_array(array) if plan.masked else array
 
+    def handed_over(label: str, plan: Plan) -> Any:
+        array = arrays[label]
+        return getattr(exporters, plan.exported)(array) if export and plan.exported else array
+
     def realize(name: str, value: Any) -> Any:
         if isinstance(value, Plan):
-            return arrays[name]
+            return handed_over(name, value)
         if isinstance(value, (list, tuple)) and any(isinstance(a, Plan) for a in value):
-            return type(value)(arrays[f"{name}[{i}]"] if isinstance(a, Plan) else a for i, a in enumerate(value))
+            return type(value)(handed_over(f"{name}[{i}]", a) if isinstance(a, Plan) else a
+                               for i, a in enumerate(value))
         return value
 
     return Given({name: realize(name, value) for name, value in arguments.items()}, arrays,
@@ -246,8 +253,9 @@ ODD_OPTIONS = [-1.0, math.nan, math.inf, -math.inf, 1e300, 1e-300, 10**400, -(10
                None, "1", "relu", b"x", 1j, [1.0], (0.5,), np.float32(0.25), np.float64(0.1), np.int64(1),
                np.bool_(True),
                np.broadcast_to(0.5, ()), np.broadcast_to(1, 2), object()]  # read-only: examples share them
-ARRAY_FAULTS = ["no array", "dtype", "shape", "read-only", "masked", "layout", "same", "shifted", "other layout",
-                "beside"]
+EXPORTED = ["Shared", "Converted", "Shared", "Converted", "Copied", "WithoutCopy", "OnGpu", "Refusing"]
+ARRAY_FAULTS = ["no array", "exported", "exported", "dtype", "shape", "read-only", "masked", "layout", "same",
+                "shifted", "other layout", "beside"]
 
 
 def _reshaped(shape: tuple[int, ...], detail: int) -> tuple[int, ...]:
@@ -272,6 +280,8 @@ def _spoil(arguments: dict[str, Any], fault: str, at: int, detail: int) -> dict[
     plan = plans[label]
     if fault == "no array":
         changed: Any = NO_ARRAYS[detail % len(NO_ARRAYS)]
+    elif fault == "exported":
+        changed = plan._replace(exported=EXPORTED[detail % len(EXPORTED)])
     elif fault == "dtype":
         changed = plan._replace(dtype=WRONG_DTYPES[detail % len(WRONG_DTYPES)], classes=0)
     elif fault == "shape":

@@ -346,6 +346,7 @@ def test_model_trains_to_the_same_losses():
     assert np.abs(ours - theirs).max() < steps * one_rounding
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.cuda.amp.autocast:FutureWarning")  # thinc's own
 def test_tensors_of_pytorch_inside_thinc_are_updated():
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     x = np.random.default_rng(0).standard_normal((8, 4), dtype=np.float32)

@@ -54,7 +54,7 @@ def test_unbuilt_tree_says_what_to_do(tmp_path):
     source = os.path.dirname(fn.__file__)
     package.mkdir()
     (package / "_kernels").mkdir()
-    for name in ("__init__.py", "_runtime.py", "_quota.py", "_arrays.py", "_kernels/__init__.py"):
+    for name in ("__init__.py", "_runtime.py", "_quota.py", "_arrays.py", "_interchange.py", "_kernels/__init__.py"):
         shutil.copy(os.path.join(source, name), package / name)
     result = subprocess.run([sys.executable, "-c", "import fastnorm"], cwd=tmp_path, capture_output=True, text=True,
                             env=os.environ | {"PYTHONPATH": str(tmp_path)}, timeout=60)

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .._arrays import FLOAT64, Array, check_array, check_flag, check_like, check_number
+from .._arrays import FLOAT64, AnyArray, Array, check_array, check_flag, check_like, check_number
 from .._backend import Backend
 from ..activations import _check_factor
 from .base import Layer, RandomStream
@@ -21,16 +21,16 @@ class _Activation(Layer):
     def __init__(self, *, backend: Backend = None) -> None:
         super().__init__(backend)
         self._options: dict[str, float] = {}
-        self._saved: Array | None = None
+        self._saved: AnyArray | None = None
 
-    def forward(self, x: Array, training: bool = True) -> Array:
+    def forward(self, x: AnyArray, training: bool = True) -> Array:
         """Return the activation of x, an array of any shape."""
         training = check_flag("training", training)
         y: Array = getattr(self._functions, self._name)(x, **self._options)
         self._saved = (y if self._keeps_output else x) if training else None
         return y
 
-    def backward(self, dy: Array) -> Array:
+    def backward(self, dy: AnyArray) -> Array:
         """Return the gradient for x."""
         dx: Array = getattr(self._functions, self._name + "_backward")(dy, self._kept(self._saved), **self._options)
         return dx
@@ -238,18 +238,18 @@ class Dropout(Layer):
         """Number of masks drawn so far."""
         return self._stream.offset
 
-    def forward(self, x: Array, training: bool = True) -> Array:
+    def forward(self, x: AnyArray, training: bool = True) -> Array:
         """Return x with elements dropped, an array of any shape."""
         if not check_flag("training", training):
             self._kept_mask = None
             return check_array("x", x)
         mask = self._stream.current()
         y: Array = self._functions.dropout(x, self.p, **mask)
-        self._kept_mask = x.shape, x.dtype, mask
+        self._kept_mask = y.shape, y.dtype, mask  # which are those of x
         self._stream.advance()
         return y
 
-    def backward(self, dy: Array) -> Array:
+    def backward(self, dy: AnyArray) -> Array:
         """Return the gradient for x: dy with the same elements dropped."""
         shape, dtype, mask = self._kept(self._kept_mask)
         dx: Array = self._functions.dropout_backward(check_like("dy", dy, shape, dtype), self.p, **mask)

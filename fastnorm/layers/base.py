@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .._arrays import Array, check_integer
+from .._arrays import AnyArray, Array, as_array, check_integer
 from .._backend import HasBackend
 
 MAX_SEED = (1 << 64) - 1
@@ -42,12 +42,12 @@ class Stateful(HasBackend):
         """Return copies of all parameters and buffers by name, such as `numpy.savez` takes."""
         return {name: a.copy() for name, a in self._state().items()}
 
-    def load_state_dict(self, state: Mapping[str, Array]) -> None:
+    def load_state_dict(self, state: Mapping[str, AnyArray]) -> None:
         """Copy saved values into the parameters and buffers, in place.
 
         Parameters
         ----------
-        state : mapping of str to ndarray
+        state : mapping of str to array
             What `state_dict` of an equal layer gave (or `numpy.load` of it).
 
         Raises
@@ -64,10 +64,9 @@ class Stateful(HasBackend):
             raise ValueError(f"state: missing {', '.join(missing)}")
         if unexpected := [str(name) for name in state if name not in own]:
             raise ValueError(f"state: unexpected {', '.join(unexpected)}")
-        saved = {name: state[name] for name in own}
+        saved = {name: a if isinstance(a := state[name], np.generic) else as_array(f"state[{name!r}]", a)
+                 for name in own}
         for name, a in saved.items():
-            if not isinstance(a, (np.ndarray, np.generic)):
-                raise TypeError(f"state[{name!r}]: expected a numpy.ndarray, got {type(a).__name__}")
             if a.dtype != own[name].dtype:
                 raise TypeError(f"state[{name!r}]: expected dtype {own[name].dtype.name}, got {a.dtype.name}")
             if a.shape != own[name].shape:
@@ -83,11 +82,11 @@ class Layer(Stateful):
     input or the output in between); with ``training=False`` it keeps nothing, and `backward` is an error.
     """
 
-    def forward(self, x: Array, training: bool = True) -> Array:
+    def forward(self, x: AnyArray, training: bool = True) -> Array:
         """Return the layer's output."""
         raise NotImplementedError(f"{type(self).__name__}.forward")
 
-    def backward(self, dy: Array) -> Array:
+    def backward(self, dy: AnyArray) -> Array:
         """Return the gradient for the input; overwrite `grads` with the gradients for `params`."""
         raise NotImplementedError(f"{type(self).__name__}.backward")
 

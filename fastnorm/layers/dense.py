@@ -8,7 +8,17 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from .. import init as _init
-from .._arrays import Array, check_array, check_choice, check_dtype, check_flag, check_integer, check_like, check_number
+from .._arrays import (
+    AnyArray,
+    Array,
+    check_array,
+    check_choice,
+    check_dtype,
+    check_flag,
+    check_integer,
+    check_like,
+    check_number,
+)
 from .._backend import Backend
 from ..init import Rng
 from .base import Layer, RandomStream
@@ -83,29 +93,33 @@ class Dense(Layer):
         self.bias_grad = np.zeros(shape[1], self.dtype) if has_bias else None
         self._kept_input: Array | None = None
 
-    def forward(self, x: Array, training: bool = True) -> Array:
+    def forward(self, x: AnyArray, training: bool = True) -> Array:
         """Return ``x @ weight + bias`` for x of shape (N, in_features)."""
         training = check_flag("training", training)
+        x = self._check_input(x)
         y = self._product(x, self.weight)
         self._kept_input = x if training else None
         return y
 
-    def backward(self, dy: Array) -> Array:
+    def backward(self, dy: AnyArray) -> Array:
         """Return ``dy @ weight.T`` for dy of shape (N, out_features); overwrite `grads`."""
         return self._product_backward(dy, self.weight)
 
+    def _check_input(self, x: object) -> Array:
+        x = check_array("x", x, self.dtype)
+        if x.ndim != 2 or x.shape[1] != self.weight.shape[0]:
+            raise ValueError(f"x: expected shape (N, {self.weight.shape[0]}), got {x.shape}")
+        return x
+
     @_quiet
     def _product(self, x: Array, weight: Array) -> Array:
-        x = check_array("x", x, self.dtype)
-        if x.ndim != 2 or x.shape[1] != weight.shape[0]:
-            raise ValueError(f"x: expected shape (N, {weight.shape[0]}), got {x.shape}")
         y: Array = x @ weight
         if self.bias is not None:
             y += self.bias
         return y
 
     @_quiet
-    def _product_backward(self, dy: Array, weight: Array) -> Array:
+    def _product_backward(self, dy: AnyArray, weight: Array) -> Array:
         x: Array = self._kept(self._kept_input)
         dy = check_like("dy", dy, (x.shape[0], weight.shape[1]), self.dtype)
         np.matmul(x.T, dy, out=self.weight_grad)
@@ -174,10 +188,11 @@ class DropConnect(Dense):
         """Number of masks drawn so far."""
         return self._stream.offset
 
-    def forward(self, x: Array, training: bool = True) -> Array:
+    def forward(self, x: AnyArray, training: bool = True) -> Array:
         """Return ``x @ dropped_weight + bias`` for x of shape (N, in_features)."""
         if not check_flag("training", training):
             return super().forward(x, False)
+        x = self._check_input(x)
         mask = self._stream.current()
         dropped = self._functions.dropout(self.weight, self.p, **mask)
         y = self._product(x, dropped)
@@ -185,7 +200,7 @@ class DropConnect(Dense):
         self._stream.advance()
         return y
 
-    def backward(self, dy: Array) -> Array:
+    def backward(self, dy: AnyArray) -> Array:
         """Return ``dy @ dropped_weight.T`` for dy of shape (N, out_features); overwrite `grads`."""
         dropped, mask = self._kept(self._kept_mask if self._kept_input is not None else None)
         dx = self._product_backward(dy, dropped)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .._arrays import Array, check_array, check_choice, check_integer, check_number
+from .._arrays import AnyArray, Array, check_array, check_choice, check_integer, check_number
 from .._backend import Backend
 from .base import Stateful
 
@@ -47,7 +47,7 @@ class SoftmaxCrossEntropy(Stateful):
            [ 0.125,  0.125,  0.125, -0.375]])
     """
 
-    def __init__(self, *, axis: int = -1, weight: Array | None = None, ignore_index: int = -100,
+    def __init__(self, *, axis: int = -1, weight: AnyArray | None = None, ignore_index: int = -100,
                  label_smoothing: float = 0.0, reduction: str = "mean", backend: Backend = None) -> None:
         super().__init__(backend)
         self.axis = check_integer("axis", axis)
@@ -57,7 +57,7 @@ class SoftmaxCrossEntropy(Stateful):
         self.reduction = check_choice("reduction", reduction, ("mean", "sum", "none"))
         self._dlogits: Array | None = None
 
-    def forward(self, logits: Array, targets: Array) -> Any:
+    def forward(self, logits: AnyArray, targets: AnyArray) -> Any:
         """Return the loss; targets are class indices or probabilities."""
         self._dlogits = None
         loss, self._dlogits = self._functions.softmax_cross_entropy(

@@ -7,7 +7,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from .._arrays import Array, check_array, check_axis, check_choice, check_dtype, check_flag, check_integer, check_number
+from .._arrays import (
+    AnyArray,
+    Array,
+    check_array,
+    check_axis,
+    check_choice,
+    check_dtype,
+    check_flag,
+    check_integer,
+    check_number,
+)
 from .._backend import Backend
 from .base import Layer
 
@@ -99,7 +109,7 @@ class BatchNorm(Layer):
         self.running_mean, self.running_var = zeros, ones
         self._cache: Any = None
 
-    def forward(self, x: Array, training: bool = True) -> Array:
+    def forward(self, x: AnyArray, training: bool = True) -> Array:
         """Return the normalized x, ``num_features`` long along ``axis``, of x's shape and memory order."""
         training = check_flag("training", training)
         x = check_array("x", x, self.dtype)
@@ -118,7 +128,7 @@ class BatchNorm(Layer):
             activation=self.activation, negative_slope=self.negative_slope)
         return y
 
-    def backward(self, dy: Array) -> Array:
+    def backward(self, dy: AnyArray) -> Array:
         """Return the gradient for x; overwrite `grads`."""
         cache = self._kept(self._cache)
         dx: Array

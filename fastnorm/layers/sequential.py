@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .._arrays import Array
+from .._arrays import AnyArray, Array, as_array
 from .base import Layer
 
 
@@ -52,17 +52,19 @@ class Sequential(Layer):
     def __iter__(self) -> Iterator[Layer]:
         return iter(self.layers)
 
-    def forward(self, x: Array, training: bool = True) -> Array:
+    def forward(self, x: AnyArray, training: bool = True) -> Array:
         """Return the output of the last layer."""
+        y = as_array("x", x)
         for layer in self.layers:
-            x = layer.forward(x, training)
-        return x
+            y = layer.forward(y, training)
+        return y
 
-    def backward(self, dy: Array) -> Array:
+    def backward(self, dy: AnyArray) -> Array:
         """Return the gradient for the input of the first layer; overwrite `grads`."""
+        dx = as_array("dy", dy)
         for layer in reversed(self.layers):
-            dy = layer.backward(dy)
-        return dy
+            dx = layer.backward(dx)
+        return dx
 
     @property
     def params(self) -> list[Array]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .._arrays import Array, write_back
+from .._arrays import AnyArray, Array, write_back
 from ..activations import (
     _check_backward,
     _check_dropout,
@@ -37,15 +37,15 @@ def _elementwise(formula: Callable[..., Array], arrays: tuple[Array, ...], out: 
 # from overflowing.
 
 
-def relu(x: Array, *, out: Array | None = None) -> Array:
+def relu(x: AnyArray, *, out: AnyArray | None = None) -> Array:
     """Twin of `fastnorm.relu`."""
-    _check_forward(x, out)
+    x, out = _check_forward(x, out)
     return _elementwise(lambda x: np.where(x <= 0, 0, x), (x,), out)
 
 
-def relu_backward(dy: Array, x: Array, *, out: Array | None = None) -> Array:
+def relu_backward(dy: AnyArray, x: AnyArray, *, out: AnyArray | None = None) -> Array:
     """Twin of `fastnorm.relu_backward`."""
-    _check_backward(dy, x, out, "x")
+    dy, x, out = _check_backward(dy, x, out, "x")
     return _elementwise(lambda dy, x: np.where(x <= 0, 0, dy), (dy, x), out)
 
 
@@ -54,23 +54,24 @@ def _stored_slope(negative_slope: float, x: Array) -> float:
     return float(x.dtype.type(_check_factor("negative_slope", negative_slope, x.dtype)))
 
 
-def leaky_relu(x: Array, *, negative_slope: float = 0.01, out: Array | None = None) -> Array:
+def leaky_relu(x: AnyArray, *, negative_slope: float = 0.01, out: AnyArray | None = None) -> Array:
     """Twin of `fastnorm.leaky_relu`."""
-    _check_forward(x, out)
+    x, out = _check_forward(x, out)
     slope = _stored_slope(negative_slope, x)
     return _elementwise(lambda x: np.where(x <= 0, slope * x, x), (x,), out)
 
 
-def leaky_relu_backward(dy: Array, x: Array, *, negative_slope: float = 0.01, out: Array | None = None) -> Array:
+def leaky_relu_backward(dy: AnyArray, x: AnyArray, *, negative_slope: float = 0.01,
+                        out: AnyArray | None = None) -> Array:
     """Twin of `fastnorm.leaky_relu_backward`."""
-    _check_backward(dy, x, out, "x")
+    dy, x, out = _check_backward(dy, x, out, "x")
     slope = _stored_slope(negative_slope, x)
     return _elementwise(lambda dy, x: np.where(x <= 0, slope * dy, dy), (dy, x), out)
 
 
-def elu(x: Array, *, alpha: float = 1.0, out: Array | None = None) -> Array:
+def elu(x: AnyArray, *, alpha: float = 1.0, out: AnyArray | None = None) -> Array:
     """Twin of `fastnorm.elu`."""
-    _check_forward(x, out)
+    x, out = _check_forward(x, out)
     alpha = _check_factor("alpha", alpha, x.dtype)
     return _elementwise(lambda x: np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0))), (x,), out)
 
@@ -81,30 +82,30 @@ def _times_exp(dy: Array, x: Array, gain: float = 1.0) -> Array:
     return np.asarray((gain * half) * (dy * half))
 
 
-def elu_backward(dy: Array, x: Array, *, alpha: float = 1.0, out: Array | None = None) -> Array:
+def elu_backward(dy: AnyArray, x: AnyArray, *, alpha: float = 1.0, out: AnyArray | None = None) -> Array:
     """Twin of `fastnorm.elu_backward`."""
-    _check_backward(dy, x, out, "x")
+    dy, x, out = _check_backward(dy, x, out, "x")
     alpha = _check_factor("alpha", alpha, x.dtype)
     return _elementwise(lambda dy, x: np.where(x > 0, dy, _times_exp(dy, np.minimum(x, 0), alpha)), (dy, x), out)
 
 
-def celu(x: Array, *, alpha: float = 1.0, out: Array | None = None) -> Array:
+def celu(x: AnyArray, *, alpha: float = 1.0, out: AnyArray | None = None) -> Array:
     """Twin of `fastnorm.celu`."""
-    _check_forward(x, out)
+    x, out = _check_forward(x, out)
     alpha = _check_factor("alpha", alpha, x.dtype, positive=True)
     return _elementwise(lambda x: np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0) / alpha)), (x,), out)
 
 
-def celu_backward(dy: Array, x: Array, *, alpha: float = 1.0, out: Array | None = None) -> Array:
+def celu_backward(dy: AnyArray, x: AnyArray, *, alpha: float = 1.0, out: AnyArray | None = None) -> Array:
     """Twin of `fastnorm.celu_backward`."""
-    _check_backward(dy, x, out, "x")
+    dy, x, out = _check_backward(dy, x, out, "x")
     alpha = _check_factor("alpha", alpha, x.dtype, positive=True)
     return _elementwise(lambda dy, x: np.where(x > 0, dy, _times_exp(dy, np.minimum(x, 0) / alpha)), (dy, x), out)
 
 
-def sigmoid(x: Array, *, out: Array | None = None) -> Array:
+def sigmoid(x: AnyArray, *, out: AnyArray | None = None) -> Array:
     """Twin of `fastnorm.sigmoid`."""
-    _check_forward(x, out)
+    x, out = _check_forward(x, out)
 
     def formula(x: Array) -> Array:
         e = np.exp(-np.abs(x))  # for x < 0: 1 / (1 + 1/e) = e / (1 + e)
@@ -113,21 +114,21 @@ def sigmoid(x: Array, *, out: Array | None = None) -> Array:
     return _elementwise(formula, (x,), out)
 
 
-def sigmoid_backward(dy: Array, y: Array, *, out: Array | None = None) -> Array:
+def sigmoid_backward(dy: AnyArray, y: AnyArray, *, out: AnyArray | None = None) -> Array:
     """Twin of `fastnorm.sigmoid_backward`."""
-    _check_backward(dy, y, out, "y")
+    dy, y, out = _check_backward(dy, y, out, "y")
     return _elementwise(lambda dy, y: y * (1 - y) * dy, (dy, y), out)
 
 
-def tanh(x: Array, *, out: Array | None = None) -> Array:
+def tanh(x: AnyArray, *, out: AnyArray | None = None) -> Array:
     """Twin of `fastnorm.tanh`."""
-    _check_forward(x, out)
+    x, out = _check_forward(x, out)
     return _elementwise(np.tanh, (x,), out)
 
 
-def tanh_backward(dy: Array, y: Array, *, out: Array | None = None) -> Array:
+def tanh_backward(dy: AnyArray, y: AnyArray, *, out: AnyArray | None = None) -> Array:
     """Twin of `fastnorm.tanh_backward`."""
-    _check_backward(dy, y, out, "y")
+    dy, y, out = _check_backward(dy, y, out, "y")
     return _elementwise(lambda dy, y: (1 - y) * (1 + y) * dy, (dy, y), out)
 
 
@@ -162,13 +163,13 @@ def _dropped(x: Array, p: float, seed: int, offset: int, out: Array | None) -> A
     return _elementwise(lambda x: x * np.where(kept, scale, 0.0), (x,), out)
 
 
-def dropout(x: Array, p: float, *, seed: int, offset: int = 0, out: Array | None = None) -> Array:
+def dropout(x: AnyArray, p: float, *, seed: int, offset: int = 0, out: AnyArray | None = None) -> Array:
     """Twin of `fastnorm.dropout`."""
-    _check_forward(x, out)
+    x, out = _check_forward(x, out)
     return _dropped(x, *_check_dropout(p, seed, offset), out)
 
 
-def dropout_backward(dy: Array, p: float, *, seed: int, offset: int = 0, out: Array | None = None) -> Array:
+def dropout_backward(dy: AnyArray, p: float, *, seed: int, offset: int = 0, out: AnyArray | None = None) -> Array:
     """Twin of `fastnorm.dropout_backward`."""
-    _check_forward(dy, out, "dy")
+    dy, out = _check_forward(dy, out, "dy")
     return _dropped(dy, *_check_dropout(p, seed, offset), out)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .._arrays import Array
+from .._arrays import AnyArray, Array
 from ..loss import _check_cross_entropy, _check_softmax, _raise_for_labels
 
 __all__ = ["log_softmax", "softmax", "softmax_cross_entropy"]
@@ -31,7 +31,7 @@ def _log_softmax(x: Array) -> Array:
     return centered - log_sum
 
 
-def softmax(x: Array, *, axis: int = -1, out: Array | None = None) -> Array:
+def softmax(x: AnyArray, *, axis: int = -1, out: AnyArray | None = None) -> Array:
     """Return exp(x) scaled to sum to 1 along an axis; see `fastnorm.softmax`."""
     x, axis, out = _check_softmax(x, axis, out)
     with np.errstate(all="ignore"):
@@ -40,16 +40,16 @@ def softmax(x: Array, *, axis: int = -1, out: Array | None = None) -> Array:
         return _give(e / e.sum(axis=-1, keepdims=True), axis, x, out)
 
 
-def log_softmax(x: Array, *, axis: int = -1, out: Array | None = None) -> Array:
+def log_softmax(x: AnyArray, *, axis: int = -1, out: AnyArray | None = None) -> Array:
     """Return the logarithm of the softmax along an axis; see `fastnorm.log_softmax`."""
     x, axis, out = _check_softmax(x, axis, out)
     with np.errstate(all="ignore"):
         return _give(_log_softmax(_classes_last(x, axis)), axis, x, out)
 
 
-def softmax_cross_entropy(logits: Array, targets: Array | int | np.integer[Any], *, axis: int = -1,
-                          weight: Array | None = None, ignore_index: int = -100, label_smoothing: float = 0.0,
-                          reduction: str = "mean", out: Array | None = None) -> tuple[Any, Array]:
+def softmax_cross_entropy(logits: AnyArray, targets: AnyArray | int | np.integer[Any], *, axis: int = -1,
+                          weight: AnyArray | None = None, ignore_index: int = -100, label_smoothing: float = 0.0,
+                          reduction: str = "mean", out: AnyArray | None = None) -> tuple[Any, Array]:
     """Return the cross-entropy and its gradient by the logits; see `fastnorm.softmax_cross_entropy`."""
     given = _check_cross_entropy(logits, targets, axis, weight, ignore_index, label_smoothing, reduction, out)
     axis, s = given.axis, given.label_smoothing

@@ -10,8 +10,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._arrays import Array, block, matching
-from ..norm import ACTIVATIONS, Backward, _check_backward, _check_forward, _check_inference
+from .._arrays import AnyArray, Array, block, matching
+from ..norm import (
+    ACTIVATIONS,
+    Backward,
+    _check_backward,
+    _check_forward_arrays,
+    _check_forward_options,
+    _check_inference_arrays,
+    _check_inference_options,
+    _slope_of,
+)
 
 __all__ = ["batch_norm_backward", "batch_norm_forward", "batch_norm_inference"]
 
@@ -82,14 +91,16 @@ def _normalize(x: Array, mean: Array, var: Array, gamma: Array | None, beta: Arr
     return _store(y, x, out), cache
 
 
-def batch_norm_forward(x: Array, gamma: Array | None = None, beta: Array | None = None,
-                       running_mean: Array | None = None, running_var: Array | None = None, *, axis: int = 1,
+def batch_norm_forward(x: AnyArray, gamma: AnyArray | None = None, beta: AnyArray | None = None,
+                       running_mean: AnyArray | None = None, running_var: AnyArray | None = None, *, axis: int = 1,
                        training: bool = True, momentum: float = 0.1, eps: float = 1e-5,
                        unbiased_running_var: bool = True, activation: str | None = None, negative_slope: float = 0.01,
-                       residual: Array | None = None, out: Array | None = None) -> tuple[Array, BatchNormCache]:
+                       residual: AnyArray | None = None, out: AnyArray | None = None) -> tuple[Array, BatchNormCache]:
     """Twin of `fastnorm.batch_norm_forward`."""
-    axis, number, slope = _check_forward(x, gamma, beta, running_mean, running_var, axis, training, momentum, eps,
-                                         unbiased_running_var, activation, negative_slope, residual, out)
+    number, slope = _check_forward_options(training, momentum, eps, unbiased_running_var, activation, negative_slope)
+    (x, gamma, beta, running_mean, running_var, residual, out), axis = _check_forward_arrays(
+        x, gamma, beta, running_mean, running_var, residual, out, axis, training)
+    slope = _slope_of(number, slope, x)
     with np.errstate(all="ignore"):
         if training:
             mean, var = mean_and_variance(x, axis)
@@ -103,21 +114,23 @@ def batch_norm_forward(x: Array, gamma: Array | None = None, beta: Array | None 
         return _normalize(x, mean, var, gamma, beta, axis, eps, number, slope, residual, out, bool(training))
 
 
-def batch_norm_inference(x: Array, running_mean: Array, running_var: Array, gamma: Array | None = None,
-                         beta: Array | None = None, *, axis: int = 1, eps: float = 1e-5,
-                         activation: str | None = None, negative_slope: float = 0.01, residual: Array | None = None,
-                         out: Array | None = None) -> Array:
+def batch_norm_inference(x: AnyArray, running_mean: AnyArray, running_var: AnyArray, gamma: AnyArray | None = None,
+                         beta: AnyArray | None = None, *, axis: int = 1, eps: float = 1e-5,
+                         activation: str | None = None, negative_slope: float = 0.01, residual: AnyArray | None = None,
+                         out: AnyArray | None = None) -> Array:
     """Twin of `fastnorm.batch_norm_inference`."""
-    axis, number, slope = _check_inference(x, running_mean, running_var, gamma, beta, axis, eps, activation,
-                                           negative_slope, residual, out)
+    number, slope = _check_inference_options(eps, activation, negative_slope)
+    (x, gamma, beta, mean, var, residual, out), axis = _check_inference_arrays(
+        x, gamma, beta, running_mean, running_var, residual, out, axis)
+    slope = _slope_of(number, slope, x)
     with np.errstate(all="ignore"):
-        return _normalize(x, running_mean.astype(np.float64), running_var.astype(np.float64), gamma, beta, axis, eps,
-                          number, slope, residual, out, False)[0]
+        return _normalize(x, mean.astype(np.float64), var.astype(np.float64), gamma, beta, axis, eps, number, slope,
+                          residual, out, False)[0]
 
 
-def batch_norm_backward(dy: Array, cache: Any, *, out: Array | None = None) -> Backward:
+def batch_norm_backward(dy: AnyArray, cache: Any, *, out: AnyArray | None = None) -> Backward:
     """Twin of `fastnorm.batch_norm_backward`."""
-    _check_backward(dy, cache, BatchNormCache, out)
+    dy, out = _check_backward(dy, cache, BatchNormCache, out)
     x, residual, z, mean, inv_std, gamma, has_beta, axis, training, activation, slope = cache
     with np.errstate(all="ignore"):
         dz = dy.astype(np.float64, subok=False)
