@@ -6,20 +6,20 @@
 /* -- statistics -- */
 
 /* sum[j] += x - pivot and square[j] += (x - pivot)**2 for `rows`, a constant, rows of n columns, one every `stride` values.
-   The rows are added up by themselves first: 64 squares one by one err by up to 8 ulp where the data lie on a grid, for
-   squares of integers (0 or 1 modulo 4) all round to one side; 8 of them by 1. */
+   grouped, a constant: these rows are added up by themselves first. 64 squares one by one err by up to 8 ulp where the
+   data lie on a grid, for squares of integers (0 or 1 modulo 4) all round to one side; 8 of them by 1. */
 FASTNORM_INLINE void FN(bn_stats_loop)(const real *x, int rows, ptrdiff_t stride, ptrdiff_t n, const real *pivot, int step,
-                                       real *sum, real *square) {
+                                       real *sum, real *square, int grouped) {
     SIMD
     for (ptrdiff_t j = 0; j < n; j++) {
-        real s = 0, q = 0;
+        real s = grouped ? 0 : sum[j], q = grouped ? 0 : square[j];
         for (int r = 0; r < rows; r++) {
             const real d = x[r * stride + j] - pivot[j * step];
             s += d;
             q += d * d;
         }
-        sum[j] += s;
-        square[j] += q;
+        sum[j] = grouped ? sum[j] + s : s;
+        square[j] = grouped ? square[j] + q : q;
     }
 }
 
@@ -71,37 +71,46 @@ enum {
 #endif
 
 FASTNORM_INLINE void FN(bn_stats_rows)(const real *restrict x, ptrdiff_t rows, ptrdiff_t stride, ptrdiff_t n,
-                                       const real *restrict pivot, real *restrict sum, real *restrict square) {
+                                       const real *restrict pivot, real *restrict sum, real *restrict square, int grouped) {
     const int at_once = STATS_ROWS;
     ptrdiff_t r = 0;
-    for (; r + at_once <= rows; r += at_once) FN(bn_stats_loop)(x + r * stride, at_once, stride, n, pivot, 1, sum, square);
-    for (; r < rows; r++) FN(bn_stats_loop)(x + r * stride, 1, stride, n, pivot, 1, sum, square);
+    for (; r + at_once <= rows; r += at_once)
+        FN(bn_stats_loop)(x + r * stride, at_once, stride, n, pivot, 1, sum, square, grouped);
+    for (; r < rows; r++) FN(bn_stats_loop)(x + r * stride, 1, stride, n, pivot, 1, sum, square, grouped);
 }
 
-/* Where all rows lie alike on lines, the columns before the first whole line and behind the last are taken by themselves:
-   which rows are added up together must not depend on the address. */
+/* Groups of rows begin at the first row whatever the address is: no rotation, and so no loads that begin at lines. Where
+   rows are not grouped and follow one another, `pivot` repeats a line's values behind the last column. */
 static void FN(bn_stats_columns)(const real *restrict x, ptrdiff_t rows, ptrdiff_t stride, ptrdiff_t n,
-                                 const real *restrict pivot, real *restrict sum, real *restrict square) {
-    const ptrdiff_t line = 64 / sizeof(real), h = FN(before_line)(x), last = h + (n - h) / line * line;
-    if (stride % line != 0 || rows < 2 * STATS_ROWS || h == 0 || h > n) {
-        FN(bn_stats_rows)(x, rows, stride, n, pivot, sum, square);
+                                 const real *restrict pivot, real *restrict sum, real *restrict square, int grouped) {
+    const ptrdiff_t h = FN(before_line)(x);
+    if (grouped) {
+        FN(bn_stats_rows)(x, rows, stride, n, pivot, sum, square, 1);
         return;
     }
-    FN(bn_stats_rows)(x, rows, stride, h, pivot, sum, square);
-    FN(bn_stats_rows)(x + h, rows, stride, last - h, pivot + h, sum + h, square + h);
-    FN(bn_stats_rows)(x + last, rows, stride, n - last, pivot + last, sum + last, square + last);
+    if (stride != n || rows < 2 * STATS_ROWS || h == 0 || h > n) {
+        FN(bn_stats_rows)(x, rows, stride, n, pivot, sum, square, 0);
+        return;
+    }
+    FN(bn_stats_loop)(x, 1, 0, h, pivot, 1, sum, square, 0);
+    FN(rotate)(sum, n, h);
+    FN(rotate)(square, n, h);
+    FN(bn_stats_rows)(x + h, rows - 1, n, n, pivot + h, sum, square, 0);
+    FN(bn_stats_loop)(x + h + (rows - 1) * n, 1, 0, n - h, pivot + h, 1, sum, square, 0);
+    FN(rotate_back)(sum, n, h);
+    FN(rotate_back)(square, n, h);
 }
 
 /* The same over one channel's run, onto LANES partial sums. */
 static void FN(bn_stats_run)(const real *restrict x, ptrdiff_t n, real pivot, real *restrict sum, real *restrict square) {
     const ptrdiff_t h = n < RUN_ALIGNED ? 0 : FN(before_line)(x);
     real s[LANES], q[LANES];
-    FN(bn_stats_loop)(x, 1, 0, h, &pivot, 0, sum, square);
+    FN(bn_stats_loop)(x, 1, 0, h, &pivot, 0, sum, square, 0);
     FN(rotate_lanes)(sum, h, s);
     FN(rotate_lanes)(square, h, q);
     ptrdiff_t i = h;
-    for (; i + LANES <= n; i += LANES) FN(bn_stats_loop)(x + i, 1, 0, LANES, &pivot, 0, s, q);
-    FN(bn_stats_loop)(x + i, 1, 0, n - i, &pivot, 0, s, q);
+    for (; i + LANES <= n; i += LANES) FN(bn_stats_loop)(x + i, 1, 0, LANES, &pivot, 0, s, q, 0);
+    FN(bn_stats_loop)(x + i, 1, 0, n - i, &pivot, 0, s, q, 0);
     FN(rotate_lanes)(s, LANES - h, sum);
     FN(rotate_lanes)(q, LANES - h, square);
 }

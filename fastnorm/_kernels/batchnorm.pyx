@@ -19,8 +19,8 @@ The twin is `fastnorm/reference/norm.py`.
 #   or short (7x7), and a tile is a matrix with one row an outer index and one column a (channel, position): whole rows
 #   of neighboring channels make long vectors without tails, and the parameter table has an entry for each column. Where
 #   whole rows are short (64 channels last), several that follow one another are taken as one, the table is repeated.
-# - Statistics of a chunk are sums of d = x - pivot and d*d over at most 64 values a partial sum (of columns: 8 sums of
-#   8 rows), merged in double by Chan, Golub & LeVeque (1979). The pivot is one of a few samples; where it turns out
+# - Statistics of a chunk are sums of d = x - pivot and d*d over at most 64 values a partial sum (for Moments, of
+#   columns, 8 sums of 8 rows), merged in double by Chan, Golub & LeVeque (1979). The pivot is one of a few samples; where it turns out
 #   more than two standard deviations off, the chunk, still in cache, is summed again around its own mean: one pass
 #   over memory, two-pass accuracy. Where a float cannot hold the sums (data beyond 1e19, or whose squares vanish), the
 #   chunk is summed in double.
@@ -98,7 +98,8 @@ cdef struct Job:
     double momentum, eps, slope
     bint unbiased, frozen, stream
     int activation
-    bint plain                       # backward: no tile needs to ask `bn_plain` again
+    bint grouped                     # statistics of columns: closer, for Moments; slower
+    bint plain                       # no tile needs to ask `bn_plain` again
     Py_ssize_t partials              # doubles of `partial`
     double* partial                  # (blocks, 2, C): mean and M2 forward, sum and product backward
     char* scratch
@@ -277,7 +278,7 @@ cdef inline void first_pivot(const real* x, Py_ssize_t rows, Py_ssize_t stride, 
 
 
 cdef void stats_of_columns(const real* x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t fold, Py_ssize_t channels,
-                           Py_ssize_t inner, double* mean, double* m2, real* scratch) noexcept nogil:
+                           Py_ssize_t inner, double* mean, double* m2, bint grouped, real* scratch) noexcept nogil:
     """Mean and M2 of each channel over `rows` rows, of which `fold` are taken as one."""
     cdef Py_ssize_t width = channels * inner, ld = padded(fold * width), chunk, start, n_rows, k, j, attempt, whole
     cdef const real *first
@@ -297,8 +298,9 @@ cdef void stats_of_columns(const real* x, Py_ssize_t rows, Py_ssize_t stride, Py
         n = <double> (n_rows * inner)
         for attempt in range(2):
             memset(sum, 0, 2 * ld * sizeof(real))
-            bn_stats_columns(first, whole, fold * stride, fold * width, pivot, sum, square)
-            bn_stats_columns(first + whole * fold * stride, 1, 0, (n_rows - whole * fold) * width, pivot, sum, square)
+            bn_stats_columns(first, whole, fold * stride, fold * width, pivot, sum, square, grouped)
+            bn_stats_columns(first + whole * fold * stride, 1, 0, (n_rows - whole * fold) * width, pivot, sum, square,
+                             grouped)
             bn_channel_sums(sum, fold, channels, inner, sums)
             bn_channel_sums(square, fold, channels, inner, squares)
             if attempt == 1 or not bn_any_far(n, sums, squares, channels):
@@ -387,7 +389,8 @@ cdef void stats_item(const Job* job, Py_ssize_t t, Py_ssize_t b, real* scratch) 
     cdef double *m2 = mean + job.channels
     cdef const real *x = <const real*> job.x + c0 * job.inner
     if job.columns:
-        stats_of_columns(x + u0 * stride, u1 - u0, stride, job.fold, c1 - c0, job.inner, mean + c0, m2 + c0, scratch)
+        stats_of_columns(x + u0 * stride, u1 - u0, stride, job.fold, c1 - c0, job.inner, mean + c0, m2 + c0,
+                         job.grouped, scratch)
     else:
         for c in range(c0, c1):
             stats_of_run(x + (c - c0) * job.inner, u0, u1, job.inner, stride, mean + c, m2 + c, scratch)
@@ -893,12 +896,14 @@ def forward(x, residual, y, gamma, beta, running_mean, running_var, table, wide_
                 run_both_halves(&job, &team, <float*> NULL)
             else:
                 given_statistics(&job, <float*> NULL)
+                job.plain = is_plain(&job, 0, channels, <float*> NULL)
                 run_one_half(&job, &team, True, <float*> NULL)
         else:
             if training:
                 run_both_halves(&job, &team, <double*> NULL)
             else:
                 given_statistics(&job, <double*> NULL)
+                job.plain = is_plain(&job, 0, channels, <double*> NULL)
                 run_one_half(&job, &team, True, <double*> NULL)
         team_close(&team)
         scratch_free(memory)
@@ -949,6 +954,7 @@ def moments(x, mean, m2, Py_ssize_t outer, Py_ssize_t channels, Py_ssize_t inner
     assert fits(x, outer * channels * inner, x) and fits(mean, channels, m2) and fits(m2, channels, mean)
     if outer * channels * inner == 0:
         return
+    job.grouped = True
     plan(&job, 4 if float32 else 8, 1, True)
     threads = useful_threads(&job, threads)
     memory = allocate(&job, threads)

@@ -41,9 +41,9 @@ cdef extern from "vector.h" nogil:
     double sum_squares_f64(const double* x, Py_ssize_t n)
 
     void bn_stats_columns_f32(const float* x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t n, const float* pivot,
-                              float* sum, float* square)
+                              float* sum, float* square, bint grouped)
     void bn_stats_columns_f64(const double* x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t n, const double* pivot,
-                              double* sum, double* square)
+                              double* sum, double* square, bint grouped)
     void bn_typical_f32(const float* x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t n, float* pivot, double* mean)
     void bn_typical_f64(const double* x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t n, double* pivot,
                         double* mean)
@@ -224,11 +224,11 @@ cdef inline double lanes_sum(const real* x, Py_ssize_t n) noexcept nogil:
 
 
 cdef inline void bn_stats_columns(const real* x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t n, const real* pivot,
-                                  real* sum, real* square) noexcept nogil:
+                                  real* sum, real* square, bint grouped) noexcept nogil:
     if real is float:
-        bn_stats_columns_f32(x, rows, stride, n, pivot, sum, square)
+        bn_stats_columns_f32(x, rows, stride, n, pivot, sum, square, grouped)
     else:
-        bn_stats_columns_f64(x, rows, stride, n, pivot, sum, square)
+        bn_stats_columns_f64(x, rows, stride, n, pivot, sum, square, grouped)
 
 
 cdef inline void bn_typical(const real* x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t n, real* pivot,
