@@ -29,7 +29,6 @@ class Case:
     make: Callable[[int], Inputs]
     chunks: int = 1  # of inputs, made and measured one after the other
     seeds: bool = False  # whether the chunks differ in their random numbers alone
-    deviations: float = 0.0  # that the data's mean lies from zero
     steps: int = 1  # of an optimizer
 
     @property
@@ -269,6 +268,6 @@ def every(quick: bool, exhaustive: bool) -> list[Case]:
     for number, (kernel, data, make) in enumerate(_families(quick)):
         seeds = kernel in CANCELLING
         cases += [Case(kernel, data, dtype, _seeded(number, make, dtype), SEEDS if seeds else 1, seeds,
-                       FAR.get(data, 0.0), _steps(quick) if kernel in UPDATES else 1) for dtype in (FLOAT32, FLOAT64)]
+                       _steps(quick) if kernel in UPDATES else 1) for dtype in (FLOAT32, FLOAT64)]
     order = list(dict.fromkeys(case.kernel for case in cases))
     return sorted(cases, key=lambda case: order.index(case.kernel))

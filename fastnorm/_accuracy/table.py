@@ -112,10 +112,7 @@ def markdown(rows: Sequence[Row], facts: Mapping[str, str]) -> str:
     behind = [row for row in rows if row.behind]
     if behind:
         lines += [f"## Where PyTorch is closer by more than {bounds.SAME:g} ulp and {bounds.FACTOR:g} times", ""]
-        for reason, those in groupby(behind, lambda row: bounds.reason(row.kernel, row.output)):
-            names = dict.fromkeys(f"{row.kernel}, {row.output}, {row.dtype}, {row.data}" for row in those)
-            lines += [f"- {'; '.join(names)}: {reason}"]
-        lines.append("")
+        lines += [*(f"- {row.kernel}, {row.output}, {row.dtype}, {row.data}" for row in behind), ""]
     for kernel, those in groupby(rows, lambda row: row.kernel):
         lines += [f"## {kernel}", "", *_kernel_table(list(those), columns), ""]
     return "\n".join(lines)

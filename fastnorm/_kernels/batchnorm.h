@@ -185,15 +185,15 @@ static int bn_any_far(double n, const double *restrict sum, const double *restri
 }
 #endif
 
-/* Merge a chunk of n values a channel, given its sums of d and d*d, to `count` values before. Rounding does not make M2
-   negative; NaN stays. */
+/* Merge a chunk of n values a channel, given its sums of d and d*d, to `count` values before; the means less the bases.
+   Rounding does not make M2 negative; NaN stays. */
 static void FN(bn_merge_chunk)(double count, double n, const real *restrict pivot, ptrdiff_t inner,
                                const double *restrict sum, const double *restrict square, ptrdiff_t channels,
-                               double *restrict mean, double *restrict m2) {
+                               const double *restrict base, double *restrict mean, double *restrict m2) {
     SIMD
     for (ptrdiff_t k = 0; k < channels; k++) {
         const double mean_d = sum[k] / n, deviations = square[k] - sum[k] * mean_d;
-        const double mean_n = pivot[k * inner] + mean_d, m2_n = deviations < 0 ? 0 : deviations;
+        const double mean_n = (pivot[k * inner] - base[k]) + mean_d, m2_n = deviations < 0 ? 0 : deviations;
         if (count == 0)
             mean[k] = mean_n, m2[k] = m2_n;
         else
@@ -278,18 +278,20 @@ static void FN(bn_update_running)(real *restrict running, const double *restrict
         running[c] = (real)((1 - momentum) * running[c] + momentum * (batch[c] * factor));
 }
 
-/* The first four rows of the parameter table, and the wide table, for channels of this mean and variance. An infinite
-   mean has no low part (inf - inf is NaN). */
-FASTNORM_INLINE void FN(bn_parameters_loop)(const double *restrict mean, const double *restrict var,
-                                            const real *restrict gamma, const real *restrict beta, double eps,
+/* The first four rows of the parameter table, and the wide table, for channels of mean base + offset and this variance. An
+   infinite mean has no low part (inf - inf is NaN). */
+FASTNORM_INLINE void FN(bn_parameters_loop)(const double *restrict base, const double *restrict offset,
+                                            const double *restrict var, const real *restrict gamma,
+                                            const real *restrict beta, double eps,
                                             ptrdiff_t channels, real *restrict p, ptrdiff_t ld, double *restrict wide,
                                             int with_gamma, int with_beta) {
     SIMD
     for (ptrdiff_t c = 0; c < channels; c++) {
-        const real hi = (real)mean[c], lo = (real)(mean[c] - hi);
+        const double mean = base[c] + offset[c];
+        const real hi = (real)mean, lo = (real)((base[c] - hi) + offset[c]);
         const double inverse = 1 / sqrt(var[c] + eps), scale = with_gamma ? gamma[c] * inverse : inverse;
         wide[BN_INV_STD * ld + c] = inverse;
-        wide[BN_WIDE_MEAN * ld + c] = mean[c];
+        wide[BN_WIDE_MEAN * ld + c] = mean;
         wide[BN_WIDE_SCALE * ld + c] = scale;
         p[BN_MEAN_HI * ld + c] = hi;
         p[BN_MEAN_LO * ld + c] = lo - lo == 0 ? lo : 0;
@@ -298,12 +300,12 @@ FASTNORM_INLINE void FN(bn_parameters_loop)(const double *restrict mean, const d
     }
 }
 
-static void FN(bn_parameters)(const double *mean, const double *var, const real *gamma, const real *beta, double eps,
-                              ptrdiff_t channels, real *p, ptrdiff_t ld, double *wide) {
-    if (gamma && beta) FN(bn_parameters_loop)(mean, var, gamma, beta, eps, channels, p, ld, wide, 1, 1);
-    else if (gamma) FN(bn_parameters_loop)(mean, var, gamma, beta, eps, channels, p, ld, wide, 1, 0);
-    else if (beta) FN(bn_parameters_loop)(mean, var, gamma, beta, eps, channels, p, ld, wide, 0, 1);
-    else FN(bn_parameters_loop)(mean, var, gamma, beta, eps, channels, p, ld, wide, 0, 0);
+static void FN(bn_parameters)(const double *base, const double *offset, const double *var, const real *gamma,
+                              const real *beta, double eps, ptrdiff_t channels, real *p, ptrdiff_t ld, double *wide) {
+    if (gamma && beta) FN(bn_parameters_loop)(base, offset, var, gamma, beta, eps, channels, p, ld, wide, 1, 1);
+    else if (gamma) FN(bn_parameters_loop)(base, offset, var, gamma, beta, eps, channels, p, ld, wide, 1, 0);
+    else if (beta) FN(bn_parameters_loop)(base, offset, var, gamma, beta, eps, channels, p, ld, wide, 0, 1);
+    else FN(bn_parameters_loop)(base, offset, var, gamma, beta, eps, channels, p, ld, wide, 0, 0);
 }
 
 /* -- apply, reduce, gradient -- */

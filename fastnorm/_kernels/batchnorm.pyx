@@ -20,12 +20,12 @@ The twin is `fastnorm/reference/norm.py`.
 #   of neighboring channels make long vectors without tails, and the parameter table has an entry for each column. Where
 #   whole rows are short (64 channels last), several that follow one another are taken as one, the table is repeated.
 # - Statistics of a chunk are sums of d = x - pivot and d*d over at most 64 values a partial sum (for Moments, of
-#   columns, 8 sums of 8 rows), merged in double by Chan, Golub & LeVeque (1979). The pivot is one of a few samples; where it turns out
-#   more than two standard deviations off, the chunk, still in cache, is summed again around its own mean: one pass
-#   over memory, two-pass accuracy. Where a float cannot hold the sums (data beyond 1e19, or whose squares vanish), the
-#   chunk is summed in double.
-# - The mean travels as two numbers (mean_hi + mean_lo): in float32 one number is not enough when data lie far from
-#   zero.
+#   columns, 8 sums of 8 rows), merged in double by Chan, Golub & LeVeque (1979). The pivot is one of a few samples;
+#   where it turns out more than two standard deviations off, the chunk, still in cache, is summed again around its own
+#   mean: one pass over memory, two-pass accuracy. Where a float cannot hold the sums (data beyond 1e19, or whose
+#   squares vanish), the chunk is summed in double.
+# - Means are kept and merged less a base, the first pivot: far from zero, their own rounding would be as large as what
+#   M2 is made of. The mean travels as two numbers (mean_hi + mean_lo), for one is not enough there.
 # - Channels whose parameters are so large or small that a float overflows or loses digits on the way are found from the
 #   parameters, once a tile, and computed in double (`bn_plain`, `careful_item`).
 # - Outputs of short runs are computed channel by channel in whole vectors into a buffer, each channel's surplus being
@@ -69,7 +69,8 @@ cdef enum:
     BLOCK = 256 * 1024         # bytes of a block where a tile's samples are cut
     SCATTERED = 16 * 1024      # bytes of a block that follow one another: 0.31 ns a value at (5349,64,784), not 0.44
     TILES = 16                 # tiles wanted, so that threads find work until the end
-    PARTIALS = 65536           # doubles: at most this many partial results of either kind
+    PARTIALS = 40960           # at most this many partial results of each kind: 1 MB
+    STATISTICS = 3             # partial results of a channel: mean less base, M2, base
     SMALL = 32768              # elements up to which one thread is faster than waking a second
     SHARE = 16384              # elements that a thread should have at least
 
@@ -101,7 +102,7 @@ cdef struct Job:
     bint grouped                     # statistics of columns: closer, for Moments; slower
     bint plain                       # no tile needs to ask `bn_plain` again
     Py_ssize_t partials              # doubles of `partial`
-    double* partial                  # (blocks, 2, C): mean and M2 forward, sum and product backward
+    double* partial                  # (blocks, STATISTICS, C) forward, (blocks, 2, C) backward: sum and product
     char* scratch
     size_t scratch_bytes             # of one thread
 
@@ -172,7 +173,7 @@ cdef void plan(Job* job, Py_ssize_t itemsize, Py_ssize_t arrays, bint statistics
     job.width = LANES
     if job.columns and (statistics or job.inner < SHORT):
         job.width = job.tile * job.inner * job.fold + (STREAM_PIECE if job.contiguous and job.stream else 0)
-    job.partials = 2 * job.channels * (job.blocks if statistics else 1)
+    job.partials = STATISTICS * job.channels * (job.blocks if statistics else 1)
     # Of one thread, in whole cache lines: the table's rows, two rows of sums, buffers for two outputs; and two sums in
     # double for each channel.
     job.scratch_bytes = ((BN_ROWS + 2) * padded(job.width) + 2 * padded(PIECE + SPREAD)) * itemsize
@@ -278,8 +279,9 @@ cdef inline void first_pivot(const real* x, Py_ssize_t rows, Py_ssize_t stride, 
 
 
 cdef void stats_of_columns(const real* x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t fold, Py_ssize_t channels,
-                           Py_ssize_t inner, double* mean, double* m2, bint grouped, real* scratch) noexcept nogil:
-    """Mean and M2 of each channel over `rows` rows, of which `fold` are taken as one."""
+                           Py_ssize_t inner, double* mean, double* m2, double* base, bint grouped,
+                           real* scratch) noexcept nogil:
+    """Mean less base, M2 and base of each channel over `rows` rows, of which `fold` are taken as one."""
     cdef Py_ssize_t width = channels * inner, ld = padded(fold * width), chunk, start, n_rows, k, j, attempt, whole
     cdef const real *first
     cdef real *pivot = scratch
@@ -289,6 +291,8 @@ cdef void stats_of_columns(const real* x, Py_ssize_t rows, Py_ssize_t stride, Py
     cdef double *squares = sums + channels
     cdef double n, better
     first_pivot(x, rows, stride, channels, inner, pivot, sums)
+    for k in range(channels):
+        base[k] = pivot[k * inner]
     repeat(pivot, width, ld)
     for chunk in range(ceil_div(rows, CHUNK_ROWS * fold)):
         start = chunk * CHUNK_ROWS * fold
@@ -312,11 +316,11 @@ cdef void stats_of_columns(const real* x, Py_ssize_t rows, Py_ssize_t stride, Py
                     pivot[j] = <real> better
             repeat(pivot, width, ld)
         if bn_in_range(sums, squares, channels, sum):
-            bn_merge_chunk(<double> (start * inner), n, pivot, inner, sums, squares, channels, mean, m2)
+            bn_merge_chunk(<double> (start * inner), n, pivot, inner, sums, squares, channels, base, mean, m2)
         else:
             bn_wide_moments(first, n_rows, stride, channels, inner, sums, squares)
             for k in range(channels):
-                merge_moments(<double> (start * inner), n, sums[k], squares[k], &mean[k], &m2[k])
+                merge_moments(<double> (start * inner), n, sums[k] - base[k], squares[k], &mean[k], &m2[k])
 
 
 cdef inline void sum_run(const real* x, Py_ssize_t start, Py_ssize_t stop, Py_ssize_t inner, Py_ssize_t stride,
@@ -355,8 +359,8 @@ cdef void wide_moments_of_run(const real* x, Py_ssize_t start, Py_ssize_t stop, 
 
 
 cdef void stats_of_run(const real* x, Py_ssize_t start, Py_ssize_t stop, Py_ssize_t inner, Py_ssize_t stride,
-                       double* mean, double* m2, real* scratch) noexcept nogil:
-    """Mean and M2 of one channel over its samples start to stop."""
+                       double* mean, double* m2, double* base, real* scratch) noexcept nogil:
+    """Mean less base, M2 and base of one channel over its samples start to stop."""
     cdef real *sum = scratch
     cdef real *square = scratch + LANES
     cdef Py_ssize_t offsets[SAMPLES]
@@ -364,6 +368,7 @@ cdef void stats_of_run(const real* x, Py_ssize_t start, Py_ssize_t stop, Py_ssiz
     cdef double n, a, b
     cdef real pivot
     pivot = typical(x, offsets, spaced_offsets(start, stop, inner, stride, offsets))
+    base[0] = pivot
     for chunk in range(ceil_div(stop - start, CHUNK)):
         s = start + chunk * CHUNK
         e = min(s + CHUNK, stop)
@@ -375,45 +380,55 @@ cdef void stats_of_run(const real* x, Py_ssize_t start, Py_ssize_t stop, Py_ssiz
             sum_run(x, s, e, inner, stride, pivot, sum, square)
             a, b = lanes_sum(sum, LANES), lanes_sum(square, LANES)
         if bn_in_range(&a, &b, 1, sum):
-            bn_merge_chunk(<double> (s - start), n, &pivot, 1, &a, &b, 1, mean, m2)
+            bn_merge_chunk(<double> (s - start), n, &pivot, 1, &a, &b, 1, base, mean, m2)
         else:
             wide_moments_of_run(x, s, e, inner, stride, &a, &b)
-            merge_moments(<double> (s - start), n, a, b, mean, m2)
+            merge_moments(<double> (s - start), n, a - base[0], b, mean, m2)
 
 
 cdef void stats_item(const Job* job, Py_ssize_t t, Py_ssize_t b, real* scratch) noexcept nogil:
-    """First half of the forward: mean and M2 of the channels of tile t over block b."""
+    """First half of the forward: the statistics of the channels of tile t over block b."""
     cdef Py_ssize_t c0 = t * job.tile, c1 = min(job.channels, c0 + job.tile), c
     cdef Py_ssize_t u0 = first_unit(job, b), u1 = first_unit(job, b + 1), stride = job.channels * job.inner
-    cdef double *mean = job.partial + 2 * b * job.channels
+    cdef double *mean = job.partial + STATISTICS * b * job.channels
     cdef double *m2 = mean + job.channels
+    cdef double *base = m2 + job.channels
     cdef const real *x = <const real*> job.x + c0 * job.inner
     if job.columns:
         stats_of_columns(x + u0 * stride, u1 - u0, stride, job.fold, c1 - c0, job.inner, mean + c0, m2 + c0,
-                         job.grouped, scratch)
+                         base + c0, job.grouped, scratch)
     else:
         for c in range(c0, c1):
-            stats_of_run(x + (c - c0) * job.inner, u0, u1, job.inner, stride, mean + c, m2 + c, scratch)
+            stats_of_run(x + (c - c0) * job.inner, u0, u1, job.inner, stride, mean + c, m2 + c, base + c, scratch)
 
 
 cdef void merge_blocks(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
     """Merge the blocks of these channels in their order, into the first."""
     cdef Py_ssize_t b, c, per_unit = job.inner if job.columns else 1, before, n
     cdef double *part
+    cdef const double *base = job.partial + 2 * job.channels
     for b in range(1, job.blocks):
-        part = job.partial + 2 * b * job.channels
+        part = job.partial + STATISTICS * b * job.channels
         before = first_unit(job, b) * per_unit
         n = first_unit(job, b + 1) * per_unit - before
         for c in range(c0, c1):
-            bn_merge(<double> before, <double> n, part[c], part[job.channels + c], &job.partial[c],
-                     &job.partial[job.channels + c])
+            bn_merge(<double> before, <double> n, (part[2 * job.channels + c] - base[c]) + part[c],
+                     part[job.channels + c], &job.partial[c], &job.partial[job.channels + c])
 
 
-cdef inline void set_parameters(const Job* job, Py_ssize_t c0, Py_ssize_t c1, const double* mean, const double* var,
-                                real* kind) noexcept nogil:
-    """The parameter table of channels c0 to c1, from their statistics; mean and var begin at channel 0."""
-    bn_parameters(mean + c0, var + c0, at_offset(<const real*> job.gamma, c0), at_offset(<const real*> job.beta, c0),
-                  job.eps, c1 - c0, <real*> job.table + c0, job.channels, job.wide + c0)
+cdef inline void add_bases(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
+    """Make whole means of what `merge_blocks` leaves."""
+    cdef Py_ssize_t c
+    for c in range(c0, c1):
+        job.partial[c] += job.partial[2 * job.channels + c]
+
+
+cdef inline void set_parameters(const Job* job, Py_ssize_t c0, Py_ssize_t c1, const double* base, const double* offset,
+                                const double* var, real* kind) noexcept nogil:
+    """The parameter table of channels c0 to c1, of mean base + offset; each array begins at channel 0."""
+    bn_parameters(base + c0, offset + c0, var + c0, at_offset(<const real*> job.gamma, c0),
+                  at_offset(<const real*> job.beta, c0), job.eps, c1 - c0, <real*> job.table + c0, job.channels,
+                  job.wide + c0)
 
 
 cdef void finish_statistics(const Job* job, Py_ssize_t t, real* kind) noexcept nogil:
@@ -421,14 +436,17 @@ cdef void finish_statistics(const Job* job, Py_ssize_t t, real* kind) noexcept n
     cdef Py_ssize_t c0 = t * job.tile, c1 = min(job.channels, c0 + job.tile), c
     cdef double *mean = job.partial
     cdef double *m2 = job.partial + job.channels
+    cdef double *base = m2 + job.channels
     cdef double count = <double> job.outer * job.inner
     merge_blocks(job, c0, c1)
     if job.running_mean != NULL:
-        bn_update_running(<real*> job.running_mean + c0, mean + c0, 1, job.momentum, c1 - c0)
         bn_update_running(<real*> job.running_var + c0, m2 + c0, 1 / (count - job.unbiased), job.momentum, c1 - c0)
     for c in range(c0, c1):
         m2[c] /= count
-    set_parameters(job, c0, c1, mean, m2, kind)
+    set_parameters(job, c0, c1, base, mean, m2, kind)
+    if job.running_mean != NULL:
+        add_bases(job, c0, c1)
+        bn_update_running(<real*> job.running_mean + c0, mean + c0, 1, job.momentum, c1 - c0)
 
 
 # -- tiles with a channel beyond the range of the loops ----------------------------------------------------------------
@@ -839,7 +857,8 @@ cdef void given_statistics(const Job* job, real* kind) noexcept nogil:
     """The parameter table from the running statistics."""
     bn_channel_sums(<const real*> job.running_mean, 1, job.channels, 1, job.partial)  # to double
     bn_channel_sums(<const real*> job.running_var, 1, job.channels, 1, job.partial + job.channels)
-    set_parameters(job, 0, job.channels, job.partial, job.partial + job.channels, kind)
+    memset(job.partial + 2 * job.channels, 0, job.channels * sizeof(double))
+    set_parameters(job, 0, job.channels, job.partial, job.partial + 2 * job.channels, job.partial + job.channels, kind)
 
 
 # -- what Python calls: every argument has been checked, every array is dense and laid out alike -----------------------
@@ -966,6 +985,7 @@ def moments(x, mean, m2, Py_ssize_t outer, Py_ssize_t channels, Py_ssize_t inner
             run_one_half(&job, &team, False, <double*> NULL)
         team_close(&team)
         merge_blocks(&job, 0, channels)
+        add_bases(&job, 0, channels)
         memcpy(mean_out, job.partial, channels * sizeof(double))
         memcpy(m2_out, job.partial + channels, channels * sizeof(double))
         scratch_free(memory)
@@ -991,11 +1011,12 @@ def standardize(x, y, mean, var, table, wide_table, Py_ssize_t outer, Py_ssize_t
     memory = allocate(&job, threads)
     with nogil:
         team = team_open(threads, 2.0 * size * itemsize)
+        memset(job.partial, 0, channels * sizeof(double))
         if itemsize == 4:
-            set_parameters(&job, 0, channels, mean_in, var_in, <float*> NULL)
+            set_parameters(&job, 0, channels, mean_in, job.partial, var_in, <float*> NULL)
             run_one_half(&job, &team, True, <float*> NULL)
         else:
-            set_parameters(&job, 0, channels, mean_in, var_in, <double*> NULL)
+            set_parameters(&job, 0, channels, mean_in, job.partial, var_in, <double*> NULL)
             run_one_half(&job, &team, True, <double*> NULL)
         team_close(&team)
         scratch_free(memory)

@@ -52,9 +52,9 @@ cdef extern from "vector.h" nogil:
     void bn_channel_sums_f64(const double* columns, Py_ssize_t fold, Py_ssize_t channels, Py_ssize_t inner,
                              double* out)
     void bn_merge_chunk_f32(double count, double n, const float* pivot, Py_ssize_t inner, const double* sum,
-                            const double* square, Py_ssize_t channels, double* mean, double* m2)
+                            const double* square, Py_ssize_t channels, const double* base, double* mean, double* m2)
     void bn_merge_chunk_f64(double count, double n, const double* pivot, Py_ssize_t inner, const double* sum,
-                            const double* square, Py_ssize_t channels, double* mean, double* m2)
+                            const double* square, Py_ssize_t channels, const double* base, double* mean, double* m2)
     void bn_wide_moments_f32(const float* x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t channels,
                              Py_ssize_t inner, double* mean, double* m2)
     void bn_wide_moments_f64(const double* x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t channels,
@@ -81,10 +81,10 @@ cdef extern from "vector.h" nogil:
                                Py_ssize_t channels)
     void bn_update_running_f64(double* running, const double* batch, double factor, double momentum,
                                Py_ssize_t channels)
-    void bn_parameters_f32(const double* mean, const double* var, const float* gamma, const float* beta, double eps,
-                           Py_ssize_t channels, float* p, Py_ssize_t ld, double* wide)
-    void bn_parameters_f64(const double* mean, const double* var, const double* gamma, const double* beta, double eps,
-                           Py_ssize_t channels, double* p, Py_ssize_t ld, double* wide)
+    void bn_parameters_f32(const double* base, const double* offset, const double* var, const float* gamma,
+                           const float* beta, double eps, Py_ssize_t channels, float* p, Py_ssize_t ld, double* wide)
+    void bn_parameters_f64(const double* base, const double* offset, const double* var, const double* gamma,
+                           const double* beta, double eps, Py_ssize_t channels, double* p, Py_ssize_t ld, double* wide)
     void bn_finish_reduction_f32(const double* sum, const double* product, const double* inv_std, double n,
                                  Py_ssize_t channels, float* dgamma, float* dbeta, float* p, Py_ssize_t ld)
     void bn_finish_reduction_f64(const double* sum, const double* product, const double* inv_std, double n,
@@ -248,11 +248,12 @@ cdef inline void bn_channel_sums(const real* columns, Py_ssize_t fold, Py_ssize_
 
 
 cdef inline void bn_merge_chunk(double count, double n, const real* pivot, Py_ssize_t inner, const double* sum,
-                                const double* square, Py_ssize_t channels, double* mean, double* m2) noexcept nogil:
+                                const double* square, Py_ssize_t channels, const double* base, double* mean,
+                                double* m2) noexcept nogil:
     if real is float:
-        bn_merge_chunk_f32(count, n, pivot, inner, sum, square, channels, mean, m2)
+        bn_merge_chunk_f32(count, n, pivot, inner, sum, square, channels, base, mean, m2)
     else:
-        bn_merge_chunk_f64(count, n, pivot, inner, sum, square, channels, mean, m2)
+        bn_merge_chunk_f64(count, n, pivot, inner, sum, square, channels, base, mean, m2)
 
 
 cdef inline void bn_wide_moments(const real* x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t channels,
@@ -310,12 +311,13 @@ cdef inline void bn_update_running(real* running, const double* batch, double fa
         bn_update_running_f64(running, batch, factor, momentum, channels)
 
 
-cdef inline void bn_parameters(const double* mean, const double* var, const real* gamma, const real* beta, double eps,
-                               Py_ssize_t channels, real* p, Py_ssize_t ld, double* wide) noexcept nogil:
+cdef inline void bn_parameters(const double* base, const double* offset, const double* var, const real* gamma,
+                               const real* beta, double eps, Py_ssize_t channels, real* p, Py_ssize_t ld,
+                               double* wide) noexcept nogil:
     if real is float:
-        bn_parameters_f32(mean, var, gamma, beta, eps, channels, p, ld, wide)
+        bn_parameters_f32(base, offset, var, gamma, beta, eps, channels, p, ld, wide)
     else:
-        bn_parameters_f64(mean, var, gamma, beta, eps, channels, p, ld, wide)
+        bn_parameters_f64(base, offset, var, gamma, beta, eps, channels, p, ld, wide)
 
 
 cdef inline void bn_finish_reduction(const double* sum, const double* product, const double* inv_std, double n,

@@ -28,12 +28,12 @@ RELU, LEAKY_RELU = ACTIVATIONS["relu"], ACTIVATIONS["leaky_relu"]
 
 
 class BatchNormCache(NamedTuple):
-    """What the backward needs: x, the mask's source z, float64 statistics shaped to broadcast against x."""
+    """What the backward needs: x, x - mean, the mask's source z, and float64 statistics shaped to broadcast."""
 
     x: Array
     residual: Array | None
     z: Array
-    mean: Array
+    centered: Array
     inv_std: Array
     gamma: Array | None
     has_beta: bool
@@ -56,27 +56,36 @@ def by_channel(a: Array, axis: int) -> Array:
     return np.ascontiguousarray(np.moveaxis(a, axis, 0), np.float64).reshape(a.shape[axis], others)
 
 
-def mean_and_variance(x: Array, axis: int) -> tuple[Array, Array]:
-    """Mean and biased variance of each channel, taken around its first value: exact for constant data."""
+def _statistics(x: Array, axis: int) -> tuple[Array, Array, Array]:
+    """First value of each channel, the mean less it, and the biased variance: exact for constant data."""
     rows = by_channel(x, axis)
     with np.errstate(all="ignore"):
         first = np.where(np.abs(rows[:, :1]) < 1e300, rows[:, :1], 0)  # x - first must not overflow
         deviation = rows - first
-        return first[:, 0] + deviation.mean(1), deviation.var(1)
+        return first[:, 0], deviation.mean(1), deviation.var(1)
 
 
-def _normalize(x: Array, mean: Array, var: Array, gamma: Array | None, beta: Array | None, axis: int, eps: float,
-               activation: int, slope: float, residual: Array | None, out: Array | None,
+def mean_and_variance(x: Array, axis: int) -> tuple[Array, Array]:
+    """Mean and biased variance of each channel."""
+    first, offset, var = _statistics(x, axis)
+    return first + offset, var
+
+
+def _normalize(x: Array, mean: Array, low: Array, var: Array, gamma: Array | None, beta: Array | None, axis: int,
+               eps: float, activation: int, slope: float, residual: Array | None, out: Array | None,
                training: bool) -> tuple[Array, BatchNormCache]:
-    """The formula, for statistics of either origin, each of shape (C,)."""
+    """The formula, for statistics of either origin, each of shape (C,); the mean is mean + low, low what it was rounded
+    by.
+    """
     # The cache refers to the same memory as the kernels', so that both refuse the same outputs in backward.
     x = np.asarray(block(x, axis)[0])
     residual = None if residual is None else np.asarray(matching(residual, x))
     shape = [1] * x.ndim
     shape[axis] = -1
-    mean, inv_std = mean.reshape(shape), 1 / np.sqrt(var.reshape(shape) + eps)
+    centered = (x - mean.reshape(shape)) - np.where(np.isfinite(low), low, 0).reshape(shape)
+    inv_std = 1 / np.sqrt(var.reshape(shape) + eps)
     scale = None if gamma is None else gamma.astype(np.float64).reshape(shape)
-    z = (x - mean) * (inv_std if scale is None else inv_std * scale)
+    z = centered * (inv_std if scale is None else inv_std * scale)
     if beta is not None:
         z += beta.astype(np.float64).reshape(shape)
     if residual is not None:
@@ -87,7 +96,8 @@ def _normalize(x: Array, mean: Array, var: Array, gamma: Array | None, beta: Arr
         y = np.where(z <= 0, 0, z)
     elif activation == LEAKY_RELU:
         y = np.where(z <= 0, z * slope, z)
-    cache = BatchNormCache(x, residual, z, mean, inv_std, scale, beta is not None, axis, training, activation, slope)
+    cache = BatchNormCache(x, residual, z, centered, inv_std, scale, beta is not None, axis, training, activation,
+                           slope)
     return _store(y, x, out), cache
 
 
@@ -103,7 +113,9 @@ def batch_norm_forward(x: AnyArray, gamma: AnyArray | None = None, beta: AnyArra
     slope = _slope_of(number, slope, x)
     with np.errstate(all="ignore"):
         if training:
-            mean, var = mean_and_variance(x, axis)
+            first, offset, var = _statistics(x, axis)
+            mean = first + offset
+            low = (first - mean) + offset
             if running_mean is not None and running_var is not None:
                 n = x.size // x.shape[axis] if x.size else 2  # no channels: nothing to divide
                 running_mean[...] = (1 - momentum) * running_mean.astype(np.float64) + momentum * mean
@@ -111,7 +123,8 @@ def batch_norm_forward(x: AnyArray, gamma: AnyArray | None = None, beta: AnyArra
                                     + momentum * var * (n / (n - 1) if unbiased_running_var else 1))
         else:
             mean, var = running_mean.astype(np.float64), running_var.astype(np.float64)  # type: ignore[union-attr]
-        return _normalize(x, mean, var, gamma, beta, axis, eps, number, slope, residual, out, bool(training))
+            low = np.zeros_like(mean)
+        return _normalize(x, mean, low, var, gamma, beta, axis, eps, number, slope, residual, out, bool(training))
 
 
 def batch_norm_inference(x: AnyArray, running_mean: AnyArray, running_var: AnyArray, gamma: AnyArray | None = None,
@@ -124,21 +137,21 @@ def batch_norm_inference(x: AnyArray, running_mean: AnyArray, running_var: AnyAr
         x, gamma, beta, running_mean, running_var, residual, out, axis)
     slope = _slope_of(number, slope, x)
     with np.errstate(all="ignore"):
-        return _normalize(x, mean.astype(np.float64), var.astype(np.float64), gamma, beta, axis, eps, number, slope,
-                          residual, out, False)[0]
+        mean, var = mean.astype(np.float64), var.astype(np.float64)
+        return _normalize(x, mean, np.zeros_like(mean), var, gamma, beta, axis, eps, number, slope, residual, out,
+                          False)[0]
 
 
 def batch_norm_backward(dy: AnyArray, cache: Any, *, out: AnyArray | None = None) -> Backward:
     """Twin of `fastnorm.batch_norm_backward`."""
     dy, out = _check_backward(dy, cache, BatchNormCache, out)
-    x, residual, z, mean, inv_std, gamma, has_beta, axis, training, activation, slope = cache
+    x, residual, z, centered, inv_std, gamma, has_beta, axis, training, activation, slope = cache
     with np.errstate(all="ignore"):
         dz = dy.astype(np.float64, subok=False)
         if activation == RELU:
             dz = np.where(z <= 0, 0, dz)
         elif activation == LEAKY_RELU:
             dz = np.where(z <= 0, dz * slope, dz)
-        centered = x - mean
         xhat = centered * inv_std
         sum_dz = by_channel(dz, axis).sum(1)
         # 1/std once, behind the sum: where it is infinite, a sum of infinities of both signs would be NaN.
@@ -146,7 +159,7 @@ def batch_norm_backward(dy: AnyArray, cache: Any, *, out: AnyArray | None = None
         scale = inv_std if gamma is None else inv_std * gamma
         if training and x.size:
             n = x.size // x.shape[axis]
-            dx = scale * (dz - sum_dz.reshape(mean.shape) / n - xhat * (sum_product.reshape(mean.shape) / n))
+            dx = scale * (dz - sum_dz.reshape(inv_std.shape) / n - xhat * (sum_product.reshape(inv_std.shape) / n))
         else:
             dx = scale * dz
         dgamma = None if gamma is None else sum_product.astype(x.dtype)
