@@ -253,6 +253,14 @@ def vectors(channels, dtype=torch.float64):
     return [torch.rand(channels, generator=torch.Generator().manual_seed(3 + i), dtype=dtype) + 0.5 for i in range(4)]
 
 
+@pytest.fixture(params=["eager", "operator"])
+def way(request, monkeypatch):
+    """Both ways to the kernels: the one of eager calls, and the operator that compilers and transforms see."""
+    if request.param == "operator":
+        monkeypatch.setattr(sys.modules["fastnorm.integrations.torch.functional"], "is_eager", lambda: False)
+
+
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("activation", [None, "relu", "leaky_relu"])
 @pytest.mark.parametrize("with_residual", [False, True])
@@ -281,6 +289,7 @@ def test_batch_norm_follows_pytorch(training, activation, with_residual, shape, 
         assert_close(a.detach().numpy(), b.detach().numpy(), ulps=100, scale=1000)
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("activation", [None, "leaky_relu"])
 def test_batch_norm_gradients_by_finite_differences(training, activation):
@@ -316,6 +325,7 @@ def test_batch_norm_strided_input_and_few_gradients():
     assert_close(weight.grad.numpy(), np.zeros(3), ulps=100, scale=100)  # normalized values add up to 0
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize(("change", "error", "message"), [
     ({"input": torch.zeros(4, 3, dtype=torch.bfloat16)}, TypeError, "input: .*got torch.bfloat16"),
     ({"input": torch.zeros(4, 3, device="meta")}, TypeError, "input: .*device meta"),
@@ -341,6 +351,7 @@ def test_batch_norm_errors_change_nothing(change, error, message):
 # -- cross-entropy -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("kind", ["classes", "probabilities"])
 @pytest.mark.parametrize(("shape", "memory_format"), [((7, 5), "contiguous"), ((2, 5, 3, 4), "contiguous"),
@@ -363,6 +374,7 @@ def test_cross_entropy_follows_pytorch(reduction, kind, shape, memory_format):
         assert_close(a.detach().numpy(), b.detach().numpy(), ulps=100, scale=100)
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_cross_entropy_gradient_by_finite_differences(reduction):
     target = torch.tensor([1, 0, 4])
@@ -379,6 +391,7 @@ def test_cross_entropy_gradient_can_be_asked_for_twice():
     np.testing.assert_array_equal(logits.grad.numpy(), (2 * once).numpy())
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize(("change", "error", "message"), [
     ({"input": torch.zeros(2, 3, dtype=torch.float16)}, TypeError, "input: .*got torch.float16"),
     ({"target": torch.zeros(2, device="meta", dtype=torch.int64)}, TypeError, "target: .*device meta"),

@@ -114,14 +114,14 @@ def test_results_are_ordinary_arrays():
 
 
 def test_the_limit_holds_and_the_oldest_goes_first():
-    fn.set_output_pool(48 * MB)
+    fn.set_output_pool(96 * MB)
     x = np.ones(LARGE, np.float32)
     outputs = [fn.relu(x) for _ in range(6)]
     order = [address(y) for y in outputs]
     while outputs:
         del outputs[0]
-        assert output_pool.waiting() <= 48 * MB
-    kept = output_pool.waiting() // (18 * MB)  # 16 MB and a line are a block of 18 MB
+        assert output_pool.waiting() <= 96 * MB
+    kept = output_pool.waiting() // (36 * MB)  # 32 MB and a line are a block of 36 MB
     assert kept == 2
     again = [empty_like(x) for _ in range(2)]
     assert [address(y) for y in again] == order[-1:-3:-1]
@@ -142,7 +142,7 @@ def resident():
 
 
 def test_no_pool_gives_everything_back():
-    x = np.ones(16 * LARGE, np.float32)
+    x = np.ones(8 * LARGE, np.float32)
     before = resident()
     y = fn.relu(x)
     assert resident() - before > 200 * MB
@@ -159,7 +159,7 @@ def test_no_pool_gives_everything_back():
 def test_page_faults_are_paid_once():
     import resource
 
-    x = np.ones(8 * LARGE, np.float32)
+    x = np.ones(4 * LARGE, np.float32)
     y = fn.relu(x)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(5):
