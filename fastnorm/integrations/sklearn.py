@@ -38,7 +38,7 @@ def _check_version() -> None:
                           f"functions fastnorm.integrations.sklearn knows, got {version}", name="sklearn")
 
 
-_check_version()  # before anything private is imported
+_check_version()  # before anything private is imported: hence E402 below
 from sklearn.neural_network import _base  # noqa: E402
 from sklearn.neural_network._stochastic_optimizers import AdamOptimizer, BaseOptimizer, SGDOptimizer  # noqa: E402
 

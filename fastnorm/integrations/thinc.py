@@ -102,7 +102,7 @@ class Optimizer(thinc.optimizers.Optimizer):
             another one. Nothing has changed then.
         """
         if not isinstance(weights, np.ndarray):
-            return super().__call__(key, weights, gradient, lr_scale=lr_scale)  # type: ignore[no-any-return]
+            return super().__call__(key, weights, gradient, lr_scale=lr_scale)  # type: ignore[no-any-return]  # thinc has no types
         if len(gradient) < 1:
             return weights, gradient
         rate, beta1, beta2, eps, L2, grad_clip = self._values(key, lr_scale)
