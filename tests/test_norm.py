@@ -444,6 +444,30 @@ def test_values_whose_squares_a_float_cannot_hold(level, size, shape, axis, rng)
     assert_close(dbeta, expected[5], ulps=16, scale=sums)
 
 
+@pytest.mark.parametrize("pivot", [0.0, 2.0**-60, 1.0])
+@pytest.mark.parametrize("shape", [(64, 40), (1024, 3), (5000, 3), (7, 3, 49), (4, 3, 5000)])
+def test_deviations_that_cancel_and_whose_squares_vanish(level, threads, shape, pivot):
+    """In float32 both sums of such a channel are 0, as those of a constant one, which stands beside it."""
+    smallest = np.spacing(np.float32(pivot)) * (2.0**20 if pivot == 0 else 1)
+    x = np.full(shape, pivot, np.float32)
+    by_channel = np.moveaxis(x, 1, 0)
+    deviations = by_channel[1].reshape(-1).astype(np.float64)
+    deviations[5:7] += [smallest, -smallest]  # none of the few from which the pivot is chosen
+    by_channel[1] = deviations.reshape(by_channel[1].shape)
+    by_channel[2] = np.linspace(-1, 1, by_channel[2].size).reshape(by_channel[2].shape)
+    results = []
+    for module in (fn, reference):
+        moments = module.Moments(axis=1)
+        moments.update(x)
+        y, _ = module.batch_norm_forward(x, axis=1, eps=0.0)  # var is seen in y: nan, or sqrt(n / 2) of the two
+        results.append((moments.var(), y))
+    (var, y), (expected_var, expected) = results
+    assert var[0] == 0
+    assert var[1] > 0
+    np.testing.assert_allclose(var, expected_var, rtol=16 * np.finfo(np.float32).eps)
+    assert_close(y, expected, ulps=16, scale=np.nan_to_num(np.abs(expected)) + 1)
+
+
 @pytest.mark.filterwarnings("ignore:the matrix subclass")
 @pytest.mark.parametrize("module", [fn, reference])
 def test_subclasses_count_as_plain_arrays(module, rng):

@@ -202,15 +202,37 @@ static void FN(bn_merge_chunk)(double count, double n, const real *restrict pivo
 }
 
 /* Whether every channel's sums of d and d*d kept their digits: a float overflows beyond 1e19 squared, a double beyond
-   1e154, and a float loses squares that are subnormal. Both are 0 where all data equal the pivot; NaN is not in range. */
-static int FN(bn_in_range)(const double *restrict sum, const double *restrict square, ptrdiff_t channels) {
-    int all = 1;
-    if (sizeof(real) == 4)
-        for (ptrdiff_t k = 0; k < channels; k++)
-            all &= ((square[k] >= 1e-30) & (square[k] <= 3.4028234663852886e38)) | ((square[k] == 0) & (sum[k] == 0));
-    else
-        for (ptrdiff_t k = 0; k < channels; k++) all &= square[k] <= 1.7976931348623157e308;
+   1e154, and a float loses squares that are subnormal. NaN is not in range. Both sums are 0 where all data equal the
+   pivot: 1. But below 2**-48 they may be 0 for data whose squares all vanish, which have to be looked at: 2. */
+static int FN(bn_in_range)(const double *restrict sum, const double *restrict square, const real *restrict pivot,
+                           ptrdiff_t inner, ptrdiff_t channels) {
+    int all = 1, any_none = 0;
+    for (ptrdiff_t k = 0; k < channels; k++) {
+        if (sizeof(real) == 4) {
+            const int none = (square[k] == 0) & (sum[k] == 0);
+            all &= ((square[k] >= 1e-30) & (square[k] <= 3.4028234663852886e38)) | none;
+            any_none |= none;
+        } else
+            all &= square[k] <= 1.7976931348623157e308;
+    }
+    for (ptrdiff_t k = 0; (all & any_none) && k < channels; k++)
+        if (square[k] == 0 && pivot[k * inner] < 0x1p-48f && pivot[k * inner] > -0x1p-48f) return 2;
     return all;
+}
+
+/* Whether a channel without squares has a value in these rows that is not its pivot. */
+static int FN(bn_squares_vanished)(const real *restrict x, ptrdiff_t rows, ptrdiff_t stride, ptrdiff_t channels,
+                                   ptrdiff_t inner, const real *restrict pivot, const double *restrict square) {
+    int any = 0;
+    for (ptrdiff_t r = 0; r < rows; r++, x += stride) {
+        if (inner == 1)
+            for (ptrdiff_t k = 0; k < channels; k++) any |= (x[k] != pivot[k]) & (square[k] == 0);
+        else
+            for (ptrdiff_t k = 0; k < channels; k++)
+                if (square[k] == 0)
+                    for (ptrdiff_t i = k * inner; i < (k + 1) * inner; i++) any |= x[i] != pivot[k * inner];
+    }
+    return any;
 }
 
 #ifndef FASTNORM_DOUBLE

@@ -44,9 +44,9 @@ from .vector cimport (
     at_offset, bn_add_finite, bn_any_far, bn_apply, bn_apply_channels, bn_careful_apply, bn_careful_gradient,
     bn_careful_reduce, bn_channel_sums, bn_finish_reduction, bn_gradient, bn_gradient_channels, bn_in_range, bn_merge,
     bn_merge_chunk, bn_parameters, bn_plain, bn_plain_gradient, bn_reduce_columns, bn_reduce_run, bn_spread,
-    bn_square_sum, bn_stats_columns, bn_stats_run, bn_typical, bn_update_running, bn_wide_moments, data, fits,
-    is_float32, lanes_sum, real, scratch_alloc, scratch_free, stream_copy, stream_fence, team_close, team_mark,
-    team_open,
+    bn_square_sum, bn_squares_vanished, bn_stats_columns, bn_stats_run, bn_typical, bn_update_running, bn_wide_moments,
+    data, fits, is_float32, lanes_sum, real, scratch_alloc, scratch_free, stream_copy, stream_fence, team_close,
+    team_mark, team_open,
 )
 
 include "common.pxi"
@@ -290,6 +290,7 @@ cdef void stats_of_columns(const real* x, Py_ssize_t rows, Py_ssize_t stride, Py
     cdef double *sums = <double*> (square + ld)
     cdef double *squares = sums + channels
     cdef double n, better
+    cdef int in_range
     first_pivot(x, rows, stride, channels, inner, pivot, sums)
     for k in range(channels):
         base[k] = pivot[k * inner]
@@ -315,7 +316,10 @@ cdef void stats_of_columns(const real* x, Py_ssize_t rows, Py_ssize_t stride, Py
                 for j in range(k * inner, (k + 1) * inner if isfinite(better) else 0):
                     pivot[j] = <real> better
             repeat(pivot, width, ld)
-        if bn_in_range(sums, squares, channels, sum):
+        in_range = bn_in_range(sums, squares, pivot, inner, channels)
+        if in_range == 2:
+            in_range = not bn_squares_vanished(first, n_rows, stride, channels, inner, pivot, squares)
+        if in_range:
             bn_merge_chunk(<double> (start * inner), n, pivot, inner, sums, squares, channels, base, mean, m2)
         else:
             bn_wide_moments(first, n_rows, stride, channels, inner, sums, squares)
@@ -358,6 +362,20 @@ cdef void wide_moments_of_run(const real* x, Py_ssize_t start, Py_ssize_t stop, 
         m2[0] = NAN
 
 
+cdef bint squares_of_run_vanished(const real* x, Py_ssize_t start, Py_ssize_t stop, Py_ssize_t inner, Py_ssize_t stride,
+                                  real pivot) noexcept nogil:
+    """`bn_squares_vanished` of a channel's samples start to stop, whose sum of squares is 0."""
+    cdef double none = 0
+    cdef Py_ssize_t at, n
+    cdef bint vanished = False
+    while start < stop:
+        at = start % inner
+        n = min(inner - at, stop - start)
+        vanished |= bn_squares_vanished(x + start // inner * stride + at, 1, 0, 1, n, &pivot, &none)
+        start += n
+    return vanished
+
+
 cdef void stats_of_run(const real* x, Py_ssize_t start, Py_ssize_t stop, Py_ssize_t inner, Py_ssize_t stride,
                        double* mean, double* m2, double* base, real* scratch) noexcept nogil:
     """Mean less base, M2 and base of one channel over its samples start to stop."""
@@ -366,6 +384,7 @@ cdef void stats_of_run(const real* x, Py_ssize_t start, Py_ssize_t stop, Py_ssiz
     cdef Py_ssize_t offsets[SAMPLES]
     cdef Py_ssize_t chunk, s, e
     cdef double n, a, b
+    cdef int in_range
     cdef real pivot
     pivot = typical(x, offsets, spaced_offsets(start, stop, inner, stride, offsets))
     base[0] = pivot
@@ -379,7 +398,10 @@ cdef void stats_of_run(const real* x, Py_ssize_t start, Py_ssize_t stop, Py_ssiz
             pivot = <real> (pivot + a / n)
             sum_run(x, s, e, inner, stride, pivot, sum, square)
             a, b = lanes_sum(sum, LANES), lanes_sum(square, LANES)
-        if bn_in_range(&a, &b, 1, sum):
+        in_range = bn_in_range(&a, &b, &pivot, 1, 1)
+        if in_range == 2:
+            in_range = not squares_of_run_vanished(x, s, e, inner, stride, pivot)
+        if in_range:
             bn_merge_chunk(<double> (s - start), n, &pivot, 1, &a, &b, 1, base, mean, m2)
         else:
             wide_moments_of_run(x, s, e, inner, stride, &a, &b)

@@ -75,8 +75,14 @@ cdef extern from "vector.h" nogil:
     enum: SPREAD
     void bn_spread_f32(float value, Py_ssize_t inner, float* out)
     void bn_spread_f64(double value, Py_ssize_t inner, double* out)
-    bint bn_in_range_f32(const double* sum, const double* square, Py_ssize_t channels)
-    bint bn_in_range_f64(const double* sum, const double* square, Py_ssize_t channels)
+    int bn_in_range_f32(const double* sum, const double* square, const float* pivot, Py_ssize_t inner,
+                        Py_ssize_t channels)
+    bint bn_squares_vanished_f32(const float* x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t channels, Py_ssize_t inner,
+                                 const float* pivot, const double* square)
+    int bn_in_range_f64(const double* sum, const double* square, const double* pivot, Py_ssize_t inner,
+                        Py_ssize_t channels)
+    bint bn_squares_vanished_f64(const double* x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t channels, Py_ssize_t inner,
+                                 const double* pivot, const double* square)
     void bn_update_running_f32(float* running, const double* batch, double factor, double momentum,
                                Py_ssize_t channels)
     void bn_update_running_f64(double* running, const double* batch, double factor, double momentum,
@@ -296,11 +302,20 @@ cdef inline void bn_spread(real value, Py_ssize_t inner, real* out) noexcept nog
         bn_spread_f64(value, inner, out)
 
 
-cdef inline bint bn_in_range(const double* sum, const double* square, Py_ssize_t channels, real* kind) noexcept nogil:
+cdef inline int bn_in_range(const double* sum, const double* square, const real* pivot, Py_ssize_t inner,
+                            Py_ssize_t channels) noexcept nogil:
     if real is float:
-        return bn_in_range_f32(sum, square, channels)
+        return bn_in_range_f32(sum, square, pivot, inner, channels)
     else:
-        return bn_in_range_f64(sum, square, channels)
+        return bn_in_range_f64(sum, square, pivot, inner, channels)
+
+
+cdef inline bint bn_squares_vanished(const real* x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t channels,
+                                     Py_ssize_t inner, const real* pivot, const double* square) noexcept nogil:
+    if real is float:
+        return bn_squares_vanished_f32(x, rows, stride, channels, inner, pivot, square)
+    else:
+        return bn_squares_vanished_f64(x, rows, stride, channels, inner, pivot, square)
 
 
 cdef inline void bn_update_running(real* running, const double* batch, double factor, double momentum,
