@@ -77,12 +77,12 @@ cdef extern from "vector.h" nogil:
     void bn_spread_f64(double value, Py_ssize_t inner, double* out)
     int bn_in_range_f32(const double* sum, const double* square, const float* pivot, Py_ssize_t inner,
                         Py_ssize_t channels)
-    bint bn_squares_vanished_f32(const float* x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t channels, Py_ssize_t inner,
-                                 const float* pivot, const double* square)
+    bint bn_squares_vanished_f32(const float* x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t channels,
+                                 Py_ssize_t inner, const float* pivot, const double* square)
     int bn_in_range_f64(const double* sum, const double* square, const double* pivot, Py_ssize_t inner,
                         Py_ssize_t channels)
-    bint bn_squares_vanished_f64(const double* x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t channels, Py_ssize_t inner,
-                                 const double* pivot, const double* square)
+    bint bn_squares_vanished_f64(const double* x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t channels,
+                                 Py_ssize_t inner, const double* pivot, const double* square)
     void bn_update_running_f32(float* running, const double* batch, double factor, double momentum,
                                Py_ssize_t channels)
     void bn_update_running_f64(double* running, const double* batch, double factor, double momentum,
