@@ -4,7 +4,7 @@ Design:
 - Memory is all that counts: read each input once, write the output once. An output too large to be found in cache by
   its next reader is computed into a buffer that stays in L1, and goes around the cache from there. An output that
   is its own input was just read, is in cache, and is written the ordinary way.
-- A tile is a fixed number of elements. Tiles are independent: the same bits for every number of threads.
+- Tiles are independent: the same bits for every number of threads.
 - The mathematics of one element is in vector.h (`elu`, `elu_gradient`, ...), as only C can say `omp simd`.
 - Dropout stores no mask. The random word of an element is a function of the seed, the offset and the element's number
   in C order of the *logical* array, so that backward finds the same mask even if dy is laid out otherwise than x was.
@@ -23,7 +23,9 @@ from .vector cimport (
 include "common.pxi"
 
 cdef enum:
-    TILE = 16384  # elements: 64 KB of float32, long enough for the memory's own prefetch
+    TILE = 16384        # elements of a tile at least,
+    LONG_TILE = 131072  # and at most: the processor's prefetch begins anew in each
+    TILES = 64          # of an array between
     PARALLEL_TILES = 4  # fewer than these and waking a thread costs more than it saves
     STAGE = 256  # elements: stays in L1 beside what is read
     CACHE_LINE = 64
@@ -101,15 +103,16 @@ cdef void run_tiles(const Job* job, const real* dy, const real* x, real* out, Py
                     int threads) noexcept nogil:
     # The first tile is longer, so that the others begin where a cache line does: a vector that spans two costs speed.
     cdef Py_ssize_t head = <Py_ssize_t> ((0 - <size_t> x) % CACHE_LINE // sizeof(real))
-    cdef Py_ssize_t tiles = max(1, (n - head + TILE - 1) // TILE), t
+    cdef Py_ssize_t length = max(<Py_ssize_t> TILE, min(<Py_ssize_t> LONG_TILE, n // TILES))
+    cdef Py_ssize_t tiles = max(1, (n - head + length - 1) // length), t
     cdef Team team = team_open(1 if tiles < PARALLEL_TILES else threads, 3.0 * n * sizeof(real))
     cdef Team* watch = &team
     if team.size == 1:
         for t in range(tiles):
-            tile(job, dy, x, out, head + t * TILE if t else 0, min(n, head + (t + 1) * TILE), stream)
+            tile(job, dy, x, out, head + t * length if t else 0, min(n, head + (t + 1) * length), stream)
     else:
         for t in prange(tiles, schedule="dynamic", chunksize=1, num_threads=team.size):
-            tile(job, dy, x, out, head + t * TILE if t else 0, min(n, head + (t + 1) * TILE), stream)
+            tile(job, dy, x, out, head + t * length if t else 0, min(n, head + (t + 1) * length), stream)
             team_mark(watch)
     team_close(watch)
 
