@@ -20,7 +20,9 @@ cdef enum:
     WAYS = 12                  # lines of one set of L2 that a tile may take: of 16, or of 8 in a cache twice as large
     WAY_BYTES = 64 * 1024      # bytes of one way of L2: 1 MB in 16 ways
     WAVE = 8 * 1024 * 1024     # bytes that are read twice and should be found in L3 the second time
-    BLOCK = 256 * 1024         # bytes of a block where a tile's samples are cut
+    BLOCK = 256 * 1024         # bytes of a block where a tile's samples are cut, and both halves read it
+    LONG_BLOCK = 1024 * 1024   # the same at most where there is one half: the processor's prefetch begins anew in each
+    BLOCKS = 64                # blocks of an array between, where there is one half
     SCATTERED = 16 * 1024      # bytes of a block that follow one another: 0.31 ns a value at (5349,64,784), not 0.44
     TILES = 16                 # tiles wanted, so that threads find work until the end
     PARTIALS = 40960           # at most this many partial results of each kind: 1 MB
@@ -76,26 +78,26 @@ cdef inline Py_ssize_t lines_of_a_set(const Job* job, Py_ssize_t tile, Py_ssize_
     return ceil_div(job.outer, places) * max(1, run // max(1, WAY_BYTES // places))
 
 
-cdef inline void cut_samples(Job* job, Py_ssize_t widest, Py_ssize_t n_bytes) noexcept nogil:
-    """Tiles of up to `widest` channels, and blocks of about BLOCK bytes, contiguous memory where they can be."""
+cdef inline void cut_samples(Job* job, Py_ssize_t widest, Py_ssize_t n_bytes, Py_ssize_t block) noexcept nogil:
+    """Tiles of up to `widest` channels, and blocks of about `block` bytes, contiguous memory where they can be."""
     cdef Py_ssize_t most = max(1, PARTIALS // job.channels), each = job.inner * n_bytes, in_wave
     job.tile = widest
     if job.inner >= SHORT:
-        job.tile = max(1, min(widest, BLOCK // each))
+        job.tile = max(1, min(widest, block // each))
         # Narrower tiles where L3 then holds a wave of them, unless that would scatter the memory of a block.
         in_wave = max(1, WAVE // (job.outer * each))
         if in_wave * each >= SCATTERED and in_wave * each * job.outer <= 2 * WAVE:
             job.tile = min(job.tile, in_wave)
     if job.columns:
-        job.blocks = min(ceil_div(job.outer * job.tile * job.inner * n_bytes, BLOCK), most, job.outer)
+        job.blocks = min(ceil_div(job.outer * job.tile * job.inner * n_bytes, block), most, job.outer)
     else:  # whole outers, or equal parts of each
-        job.blocks = min(job.outer * ceil_div(job.inner * n_bytes, BLOCK), most)
+        job.blocks = min(job.outer * ceil_div(job.inner * n_bytes, block), most)
 
 
 cdef inline void plan(Job* job, Py_ssize_t itemsize, Py_ssize_t arrays, bint statistics) noexcept nogil:
     """Cut the work: `arrays` are read; with `statistics`, all of a channel is needed before its output."""
     cdef Py_ssize_t channel_bytes = job.outer * job.inner * itemsize * arrays
-    cdef Py_ssize_t widest, narrowest, tile
+    cdef Py_ssize_t widest, narrowest, tile, block
     job.columns = job.inner < RUN_MIN
     widest = max(1, min(job.channels, WIDTH // job.inner if job.columns else WIDTH))
     narrowest = min(widest, ceil_div(WIDTH_MIN, job.inner) if job.columns else 1)
@@ -108,13 +110,12 @@ cdef inline void plan(Job* job, Py_ssize_t itemsize, Py_ssize_t arrays, bint sta
             # A tile that the cache does not hold, or too few tiles to share out: cut the samples.
             if (tile * channel_bytes > CACHE or lines_of_a_set(job, tile, itemsize) > WAYS
                     or ceil_div(job.channels, tile) < TILES // 2):
-                cut_samples(job, widest, itemsize * arrays)
+                cut_samples(job, widest, itemsize * arrays, BLOCK)
                 if job.blocks < 2:
                     job.tile, job.blocks = tile, 1
-    elif job.inner >= SHORT:
-        cut_samples(job, job.channels, itemsize)
     else:
-        cut_samples(job, widest, itemsize)
+        block = max(<Py_ssize_t> BLOCK, min(<Py_ssize_t> LONG_BLOCK, channel_bytes * job.channels // BLOCKS))
+        cut_samples(job, job.channels if job.inner >= SHORT else widest, itemsize, block)
     job.blocks = max(1, job.blocks)
     job.tiles = ceil_div(job.channels, job.tile)
     job.wave = max(1, min(job.tiles, WAVE // max(1, job.tile * channel_bytes)))
