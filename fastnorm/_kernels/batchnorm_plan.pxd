@@ -20,7 +20,8 @@ cdef enum:
     WAYS = 12                  # lines of one set of L2 that a tile may take: of 16, or of 8 in a cache twice as large
     WAY_BYTES = 64 * 1024      # bytes of one way of L2: 1 MB in 16 ways
     WAVE = 8 * 1024 * 1024     # bytes that are read twice and should be found in L3 the second time
-    BLOCK = 256 * 1024         # bytes of a block where a tile's samples are cut, and both halves read it
+    BLOCK = 512 * 1024         # bytes of a block where a tile's samples are cut, and both halves read it
+    ONE_TILE = 256 * 1024      # bytes of an array that is not cut
     LONG_BLOCK = 1024 * 1024   # the same at most where there is one half: the processor's prefetch begins anew in each
     BLOCKS = 64                # blocks of an array between, where there is one half
     SCATTERED = 16 * 1024      # bytes of a block that follow one another: 0.31 ns a value at (5349,64,784), not 0.44
@@ -105,7 +106,7 @@ cdef inline void plan(Job* job, Py_ssize_t itemsize, Py_ssize_t arrays, bint sta
     job.tile, job.blocks = widest, 1
     if statistics:
         tile = max(narrowest, min(widest, CACHE // max(1, channel_bytes), ceil_div(job.channels, TILES)))
-        if channel_bytes * job.channels > BLOCK:
+        if channel_bytes * job.channels > ONE_TILE:
             job.tile = tile
             # A tile that the cache does not hold, or too few tiles to share out: cut the samples.
             if (tile * channel_bytes > CACHE or lines_of_a_set(job, tile, itemsize) > WAYS
