@@ -109,7 +109,10 @@ static void FN(bn_stats_run)(const real *restrict x, ptrdiff_t n, real pivot, re
     FN(rotate_lanes)(sum, h, s);
     FN(rotate_lanes)(square, h, q);
     ptrdiff_t i = h;
-    for (; i + LANES <= n; i += LANES) FN(bn_stats_loop)(x + i, 1, 0, LANES, &pivot, 0, s, q, 0);
+    for (; i + LANES <= n; i += LANES) {
+        fetch_ahead(x + i, LANES * sizeof(real));
+        FN(bn_stats_loop)(x + i, 1, 0, LANES, &pivot, 0, s, q, 0);
+    }
     FN(bn_stats_loop)(x + i, 1, 0, n - i, &pivot, 0, s, q, 0);
     FN(rotate_lanes)(s, LANES - h, sum);
     FN(rotate_lanes)(q, LANES - h, square);
@@ -522,9 +525,13 @@ FASTNORM_INLINE void FN(bn_reduce_run_loop)(const real *dy, const real *x, const
     FN(rotate_lanes)(sum, h, s);
     FN(rotate_lanes)(product, h, q);
     ptrdiff_t i = h;
-    for (; i + LANES <= n; i += LANES)
+    for (; i + LANES <= n; i += LANES) {
+        fetch_ahead(x + i, LANES * sizeof(real));
+        fetch_ahead(dy + i, LANES * sizeof(real));
+        if (with_residual) fetch_ahead(residual + i, LANES * sizeof(real));
         FN(bn_reduce_loop)(dy + i, x + i, with_residual ? residual + i : NULL, 1, 0, LANES, p, ld, 0, slope,
                            activation, with_residual, s, q);
+    }
     FN(bn_reduce_loop)(dy + i, x + i, with_residual ? residual + i : NULL, 1, 0, n - i, p, ld, 0, slope, activation,
                        with_residual, s, q);
     FN(rotate_lanes)(s, LANES - h, sum);

@@ -5,8 +5,8 @@ from libc.string cimport memcpy
 from .batchnorm_parameters cimport careful_item, is_gradient_plain, is_plain, spread_table
 from .batchnorm_plan cimport PIECE, SHORT, STREAM_PIECE, Job, ceil_div, first_unit, padded
 from .vector cimport (
-    BN_BETA, BN_ROWS, SPREAD, at_offset, bn_apply, bn_apply_channels, bn_gradient, bn_gradient_channels, real,
-    stream_copy, stream_fence,
+    BN_BETA, BN_ROWS, SPREAD, at_offset, bn_apply, bn_apply_channels, bn_gradient, bn_gradient_channels, fetch_ahead,
+    real, stream_copy, stream_fence,
 )
 
 
@@ -63,6 +63,12 @@ cdef inline void output(const Job* job, Output* out, Py_ssize_t i, Py_ssize_t n,
     cdef real *y_place = y
     cdef real *dresidual_place = dresidual
     cdef real slope = <real> job.slope
+    if job.fetch:
+        fetch_ahead(x, n * sizeof(real))
+        if dy != NULL:
+            fetch_ahead(dy, n * sizeof(real))
+        if residual != NULL:
+            fetch_ahead(residual, n * sizeof(real))
     if job.stream:
         y_place = <real*> writer_at(&out.y, y)
         if dresidual != NULL:

@@ -56,6 +56,7 @@ cdef struct Job:
     double momentum, eps, slope
     bint unbiased, frozen, stream
     int activation
+    bint fetch                       # the second half asks for memory ahead
     bint grouped                     # statistics of columns: closer, for Moments; slower
     bint plain                       # no tile needs to ask `bn_plain` again
     Py_ssize_t partials              # doubles of `partial`
@@ -126,6 +127,7 @@ cdef inline void plan(Job* job, Py_ssize_t itemsize, Py_ssize_t arrays, bint sta
         while (2 * job.fold * job.channels * job.inner <= FOLD
                and 2 * job.fold * STATS_ROWS * job.blocks <= job.outer):
             job.fold *= 2
+    job.fetch = job.stream and (not statistics or not job.columns)
     job.width = LANES
     if job.columns and (statistics or job.inner < SHORT):
         job.width = job.tile * job.inner * job.fold + (STREAM_PIECE if job.contiguous and job.stream else 0)

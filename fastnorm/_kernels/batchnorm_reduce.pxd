@@ -179,7 +179,7 @@ cdef inline void stats_of_run(const real* x, Py_ssize_t start, Py_ssize_t stop, 
     cdef double n, a, b
     cdef int in_range
     cdef real pivot
-    pivot = typical(x, offsets, spaced_offsets(start, stop, inner, stride, offsets))
+    pivot = typical(x, offsets, spaced_offsets(start, min(stop, start + LANES), inner, stride, offsets))
     base[0] = pivot
     for chunk in range(ceil_div(stop - start, CHUNK)):
         s = start + chunk * CHUNK

@@ -22,6 +22,7 @@ cdef extern from "vector.h" nogil:
     const char* fastnorm_build_flags()
     void stream_copy(void* dst, const void* src, size_t n_bytes)
     void stream_fence()
+    void fetch_ahead(const void* start, size_t n_bytes)
     void* scratch_alloc(size_t n_bytes)
     void scratch_free(void* scratch)
 
