@@ -11,8 +11,19 @@ static void FN(exp_period)(double unit, real *hi, real *lo) {
     *lo = (real)(fma(unit, 6.93145751953125e-1, -upper) + unit * 1.42860682030941723212e-6);
 }
 
+/* x where it is at most -tiny or NaN, else 0. What e**x is made of would be slow for subnormal x, and is not used for
+   positive x. Bits, because a compiler would see through a conditional expression whose 0 is not used in the end, and
+   compute with x after all. */
+FASTNORM_INLINE real FN(only_negative)(real x, real tiny) {
+    uint_of_real bits;
+    memcpy(&bits, &x, sizeof bits);
+    bits &= (uint_of_real)(x > -tiny) - 1;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
 /* e**x - 1 over the whole range without cancellation: x = n ln 2 + r as in exp, then 2**n (e**r - 1) + (2**n - 1), with
-   2**n = a*b so that neither factor overflows before the result does. NaN and the sign of zero pass. At most 2 ulp.
+   2**n = a*b so that neither factor overflows before the result does. NaN passes; the sign of zero does not. At most 2 ulp.
    Polynomial of Cephes' expf (float), Taylor to degree 13 (double). */
 FASTNORM_INLINE real FN(expm1)(real x) {
     const real bottom = sizeof(real) == 4 ? -20 : -40; /* the result is -1 there */
@@ -49,11 +60,10 @@ FASTNORM_INLINE real FN(expm1)(real x) {
     memcpy(&a, &a_bits, sizeof a);
     memcpy(&b, &b_bits, sizeof b);
     memcpy(&b_inverse, &b_inverse_bits, sizeof b_inverse);
-    const real result = FN(muladd)(p, a, a - b_inverse) * b;
-    return x == 0 ? x : result;
+    return FN(muladd)(p, a, a - b_inverse) * b;
 }
 
-/* dy * gain * e**(x/alpha) for x <= 0 and gain = mantissa * 2**exponent. Half of the power of two goes to dy: a slope too
+/* dy * gain * e**(x/alpha) for x from `only_negative` and gain = mantissa * 2**exponent. Half of the power of two goes to dy: a slope too
    small for a float is not lost where a large dy makes a normal product of it. x/alpha itself is not formed: its rounding
    at -80 alone would cost 40 ulp. At most 3 ulp.
 
@@ -77,7 +87,7 @@ static double FN(lowest_exponent)(int exponent) { return (3 - 2 * EXP_BIAS - exp
 
 /* 1 / (1 + e**-x), from e**-|x| so that nothing overflows and the left tail keeps its relative accuracy. */
 FASTNORM_INLINE real FN(sigmoid)(real x) {
-    const real e = FN(exp_nonpositive)(-FN(absolute)(x));
+    const real a = FN(absolute)(x), e = FN(exp_nonpositive)(a < EXP_TINY ? 0 : -a);
     return (x >= 0 ? 1 : e) / (1 + e);
 }
 
@@ -112,23 +122,23 @@ FASTNORM_INLINE real FN(tanh)(real x) {
     return FN(with_sign)((within ? a : 1) + dividend / divisor, x);
 }
 
+/* From -tiny on, e**x - 1 is x and slopes are 1, to the last bit; tiny is EXP_TINY, for CELU times alpha. */
 FASTNORM_INLINE real FN(elu)(real x, real alpha) {
-    const real negative = alpha * FN(expm1)(x > 0 ? 0 : x);
-    return x > 0 ? x : negative;
+    const real below = FN(expm1)(FN(only_negative)(x, EXP_TINY));
+    return x > 0 ? x : alpha * (x > -EXP_TINY ? x : below);
 }
-/* What times_slope makes of x > 0 is not used. */
 FASTNORM_INLINE real FN(elu_gradient)(real dy, real x, real lowest, real mantissa, int exponent) {
-    const real negative = FN(times_slope)(dy, x, 1, EXP_LN2_HI, EXP_LN2_LO, lowest, SLOPE_VANISHES, mantissa, exponent);
-    return x > 0 ? dy : negative;
+    const real below = FN(times_slope)(dy, FN(only_negative)(x, EXP_TINY), 1, EXP_LN2_HI, EXP_LN2_LO, lowest,
+                                       SLOPE_VANISHES, mantissa, exponent);
+    return x > 0 ? dy : below;
 }
-FASTNORM_INLINE real FN(celu)(real x, real alpha) {
-    const real negative = alpha * FN(expm1)((x > 0 ? 0 : x) / alpha);
-    return x > 0 ? x : negative;
+FASTNORM_INLINE real FN(celu)(real x, real alpha, real tiny) {
+    const real below = alpha * FN(expm1)(FN(only_negative)(x, tiny) / alpha);
+    return x > -tiny ? x : below;
 }
-/* The slope at 0 is exactly 1, as beyond. */
-FASTNORM_INLINE real FN(celu_gradient)(real dy, real x, real inverse, real period_hi, real period_lo, real lowest,
-                                       real vanishing) {
-    return FN(times_slope)(dy, x > 0 ? 0 : x, inverse, period_hi, period_lo, lowest, vanishing, 1, 0);
+FASTNORM_INLINE real FN(celu_gradient)(real dy, real x, real inverse, real period_hi, real period_lo, real tiny,
+                                       real lowest, real vanishing) {
+    return FN(times_slope)(dy, FN(only_negative)(x, tiny), inverse, period_hi, period_lo, lowest, vanishing, 1, 0);
 }
 /* From y, in an order of the factors in which no product overflows and no difference cancels. */
 FASTNORM_INLINE real FN(sigmoid_gradient)(real dy, real y) { return dy * (1 - y) * y; }
@@ -147,8 +157,12 @@ static void FN(activation)(int kind, const real *x, real *y, ptrdiff_t n, double
     switch (kind) {
     case ACTIVATION_RELU: ELEMENTWISE(FN(activate)(x[i], ACTIVATION_RELU, 0))
     case ACTIVATION_LEAKY_RELU: ELEMENTWISE(FN(activate)(x[i], ACTIVATION_LEAKY_RELU, a))
-    case ACTIVATION_ELU: ELEMENTWISE(FN(elu)(x[i], a))
-    case ACTIVATION_CELU: ELEMENTWISE(FN(celu)(x[i], a))
+    case ACTIVATION_CELU:
+        if (a != 1) ELEMENTWISE(FN(celu)(x[i], a, a * EXP_TINY))
+        ELEMENTWISE(FN(elu)(x[i], 1)) /* the same */
+    case ACTIVATION_ELU:
+        if (a != 1) ELEMENTWISE(FN(elu)(x[i], a))
+        ELEMENTWISE(FN(elu)(x[i], 1))
     case ACTIVATION_SIGMOID: ELEMENTWISE(FN(sigmoid)(x[i]))
     case ACTIVATION_TANH: ELEMENTWISE(FN(tanh)(x[i]))
     }
@@ -166,11 +180,11 @@ static void FN(activation_backward)(int kind, const real *dy, const real *x, rea
         ELEMENTWISE(FN(elu_gradient)(dy[i], x[i], lowest, mantissa, exponent))
     }
     case ACTIVATION_CELU: {
-        const real inverse = (real)(1 / factor);
+        const real inverse = (real)(1 / factor), tiny = (real)(factor * EXP_TINY);
         const real lowest = (real)(factor * FN(lowest_exponent)(0)), vanishing = (real)(factor * SLOPE_VANISHES);
         real hi, lo;
         FN(exp_period)(factor, &hi, &lo);
-        ELEMENTWISE(FN(celu_gradient)(dy[i], x[i], inverse, hi, lo, lowest, vanishing))
+        ELEMENTWISE(FN(celu_gradient)(dy[i], x[i], inverse, hi, lo, tiny, lowest, vanishing))
     }
     case ACTIVATION_SIGMOID: ELEMENTWISE(FN(sigmoid_gradient)(dy[i], x[i]))
     case ACTIVATION_TANH: ELEMENTWISE(FN(tanh_gradient)(dy[i], x[i]))

@@ -101,7 +101,8 @@ cdef inline void stats_of_columns(const real* x, Py_ssize_t rows, Py_ssize_t str
                              grouped)
             bn_channel_sums(sum, fold, channels, inner, sums)
             bn_channel_sums(square, fold, channels, inner, squares)
-            if attempt == 1 or not bn_any_far(n, sums, squares, channels):
+            in_range = bn_in_range(sums, squares, pivot, inner, channels)
+            if attempt == 1 or in_range == 0 or not bn_any_far(n, sums, squares, channels):
                 break
             for k in range(channels):
                 better = pivot[k * inner] + sums[k] / n
@@ -109,7 +110,6 @@ cdef inline void stats_of_columns(const real* x, Py_ssize_t rows, Py_ssize_t str
                 for j in range(k * inner, (k + 1) * inner if isfinite(better) else 0):
                     pivot[j] = <real> better
             repeat(pivot, width, ld)
-        in_range = bn_in_range(sums, squares, pivot, inner, channels)
         if in_range == 2:
             in_range = not bn_squares_vanished(first, n_rows, stride, channels, inner, pivot, squares)
         if in_range:

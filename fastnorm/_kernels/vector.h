@@ -447,6 +447,7 @@ static double FN(sum_squares)(const real *restrict x, ptrdiff_t n) {
 #define EXP_SHIFT 52
 #define EXP_MAGIC 6755399441055744.0
 #define EXP_TOP 710.0
+#define EXP_TINY 0x1p-55 /* e**x rounds to 1 there */
 #define EXP_BOTTOM -746.0
 #define EXP_LN2_HI 6.93145751953125e-1
 #define EXP_LN2_LO 1.42860682030941723212e-6
@@ -455,6 +456,7 @@ static double FN(sum_squares)(const real *restrict x, ptrdiff_t n) {
 #define EXP_SHIFT 23
 #define EXP_MAGIC 12582912.0f
 #define EXP_TOP 89.0f
+#define EXP_TINY 0x1p-26f
 #define EXP_BOTTOM -104.5f
 #define EXP_LN2_HI 0.693359375f
 #define EXP_LN2_LO -2.12194440e-4f
@@ -545,6 +547,7 @@ FASTNORM_INLINE real FN(activate_gradient)(real dy, real z, int activation, real
 #undef EXP_SHIFT
 #undef EXP_MAGIC
 #undef EXP_TOP
+#undef EXP_TINY
 #undef EXP_BOTTOM
 #undef EXP_LN2_HI
 #undef EXP_LN2_LO
