@@ -63,7 +63,7 @@ FASTNORM_INLINE real FN(expm1)(real x) {
     return FN(muladd)(p, a, a - b_inverse) * b;
 }
 
-/* dy * gain * e**(x/alpha) for x from `only_negative` and gain = mantissa * 2**exponent. Half of the power of two goes to dy: a slope too
+/* dy * gain * e**(x/alpha) for x <= 0 that is not subnormal (slow) and gain = mantissa * 2**exponent. Half of the power of two goes to dy: a slope too
    small for a float is not lost where a large dy makes a normal product of it. x/alpha itself is not formed: its rounding
    at -80 alone would cost 40 ulp. At most 3 ulp.
 
@@ -128,8 +128,8 @@ FASTNORM_INLINE real FN(elu)(real x, real alpha) {
     return x > 0 ? x : alpha * (x > -EXP_TINY ? x : below);
 }
 FASTNORM_INLINE real FN(elu_gradient)(real dy, real x, real lowest, real mantissa, int exponent) {
-    const real below = FN(times_slope)(dy, FN(only_negative)(x, EXP_TINY), 1, EXP_LN2_HI, EXP_LN2_LO, lowest,
-                                       SLOPE_VANISHES, mantissa, exponent);
+    const real below = FN(times_slope)(dy, x > -EXP_TINY ? 0 : x, 1, EXP_LN2_HI, EXP_LN2_LO, lowest, SLOPE_VANISHES,
+                                       mantissa, exponent);
     return x > 0 ? dy : below;
 }
 FASTNORM_INLINE real FN(celu)(real x, real alpha, real tiny) {
@@ -138,7 +138,7 @@ FASTNORM_INLINE real FN(celu)(real x, real alpha, real tiny) {
 }
 FASTNORM_INLINE real FN(celu_gradient)(real dy, real x, real inverse, real period_hi, real period_lo, real tiny,
                                        real lowest, real vanishing) {
-    return FN(times_slope)(dy, FN(only_negative)(x, tiny), inverse, period_hi, period_lo, lowest, vanishing, 1, 0);
+    return FN(times_slope)(dy, x > -tiny ? 0 : x, inverse, period_hi, period_lo, lowest, vanishing, 1, 0);
 }
 /* From y, in an order of the factors in which no product overflows and no difference cancels. */
 FASTNORM_INLINE real FN(sigmoid_gradient)(real dy, real y) { return dy * (1 - y) * y; }
@@ -177,7 +177,8 @@ static void FN(activation_backward)(int kind, const real *dy, const real *x, rea
     case ACTIVATION_ELU: {
         int exponent; /* 0 or that of a mantissa of at least 1, so that dy overflows alone only where the product does */
         const real mantissa = (real)(2 * frexp(factor, &exponent)), lowest = (real)FN(lowest_exponent)(--exponent);
-        ELEMENTWISE(FN(elu_gradient)(dy[i], x[i], lowest, mantissa, exponent))
+        if (a != 1) ELEMENTWISE(FN(elu_gradient)(dy[i], x[i], lowest, mantissa, exponent))
+        ELEMENTWISE(FN(elu_gradient)(dy[i], x[i], lowest, 1, 0))
     }
     case ACTIVATION_CELU: {
         const real inverse = (real)(1 / factor), tiny = (real)(factor * EXP_TINY);
