@@ -5,7 +5,9 @@
 Each revision is built in a folder of its own and runs in a process of its own; both get the same inputs, and their
 calls take turns over pipes, so that a busy neighbour meets both. HEAD may be a folder with a built checkout ("." is
 this one); by default it is the revision HEAD. Only cases that both revisions know are compared. The ratios are
-advice: on a shared machine, up to 5 % either way is noise. Exit status 0, or 2 if a revision cannot be built.
+advice: on a shared machine, up to 5 % either way is noise. Where an array has about the size of a cache, its speed also
+depends on which pages a process got, by 20 % and more: --processes 5 measures each case in five pairs of processes.
+Exit status 0, or 2 if a revision cannot be built.
 """
 
 from __future__ import annotations
@@ -137,37 +139,60 @@ def ratio(base: Side, head: Side, name: str, seconds: float) -> tuple[float, flo
 
 def compare(args: argparse.Namespace) -> int:
     from fastnorm._bench import cases
-    from fastnorm._bench.table import milliseconds
 
     wanted = cases.matching(cases.full() if args.only else cases.quick(), args.only)
     if not wanted:
         raise UnavailableError(f"--only: no case matches {args.only!r}")
     environment = dict(os.environ) | ({"FASTNORM_LEVELS": args.level, "FASTNORM_ISA": args.level} if args.level else {})
     with tempfile.TemporaryDirectory() as work:
-        sides: list[Side] = []
+        folders = [build(revision, Path(work, role), environment)
+                   for role, revision in (("base", args.base), ("head", args.head))]
+        sides = [Side(folder, environment) for folder in folders]
+        ratios = []
         try:
-            for role, revision in (("base", args.base), ("head", args.head)):
-                sides.append(Side(build(revision, Path(work, role), environment), environment))
-                facts = sides[-1].facts
-                print(f"{role}  {revision} ({facts['level']}, threads: {facts['threads']})", flush=True)
-            ratios = []
-            print(f"\n{'':58s}{'base ms':>9s}{'head ms':>9s}   base/head")
+            print_head(args, sides)
             for case in wanted:
-                result = ratio(*sides, case.name, args.seconds)
-                if isinstance(result, str):
-                    print(f"{case.name:58s}  not compared: {result[:60]}", flush=True)
+                results = []
+                for _ in range(args.processes):
+                    if args.processes > 1:
+                        close(sides)
+                        sides += [Side(folder, environment) for folder in folders]
+                    results.append(ratio(*sides, case.name, args.seconds))
+                if refused := [result for result in results if isinstance(result, str)]:
+                    print(f"{case.name:58s}  not compared: {refused[0][:60]}", flush=True)
                     continue
-                value, base, head = result
-                ratios.append(value)
-                note = "  faster" if value > 1 + NOISE else "  SLOWER" if value < 1 - NOISE else ""
-                print(f"{case.name:58s}{milliseconds(base):>9s}{milliseconds(head):>9s}   {value:5.2f}{note}",
-                      flush=True)
+                ratios.append(print_row(case.name, [result for result in results if not isinstance(result, str)]))
             if ratios:
                 print(f"{'geometric mean':76s}   {statistics.geometric_mean(ratios):5.2f}")
         finally:
-            for side in sides:
-                side.close()
+            close(sides)
     return 0
+
+
+def close(sides: list[Side]) -> None:
+    """End the processes and forget them."""
+    while sides:
+        sides.pop().close()
+
+
+def print_head(args: argparse.Namespace, sides: Sequence[Side]) -> None:
+    """What is compared, and the columns."""
+    for role, revision, side in zip(("base", "head"), (args.base, args.head), sides, strict=True):
+        print(f"{role}  {revision} ({side.facts['level']}, threads: {side.facts['threads']})")
+    print(f"\n{'':58s}{'base ms':>9s}{'head ms':>9s}   base/head", flush=True)
+
+
+def print_row(name: str, results: Sequence[tuple[float, float, float]]) -> float:
+    """A case's line: medians of the times, geometric mean and, of several, range of the ratios; returns the mean."""
+    from fastnorm._bench.table import milliseconds
+
+    ratios, base, head = zip(*results, strict=True)
+    value = statistics.geometric_mean(ratios)
+    note = "  faster" if value > 1 + NOISE else "  SLOWER" if value < 1 - NOISE else ""
+    several = f"  {min(ratios):.2f} to {max(ratios):.2f}" if len(ratios) > 1 else ""
+    print(f"{name:58s}{milliseconds(statistics.median(base)):>9s}{milliseconds(statistics.median(head)):>9s}"
+          f"   {value:5.2f}{several}{note}", flush=True)
+    return value
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -175,6 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("base", metavar="BASE")
     parser.add_argument("head", metavar="HEAD", nargs="?", default="HEAD")
     parser.add_argument("--seconds", type=float, default=1.0, help="for each case (default: 1)")
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="pairs of processes a case (default: 1)")
     parser.add_argument("--only", metavar="PATTERN", help="cases of the full grid whose name has all these words")
     parser.add_argument("--level", help="build and compare this instruction-set level only")
     try:
