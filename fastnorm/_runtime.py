@@ -188,6 +188,15 @@ def set_num_threads(n: int) -> None:
     _num_threads = 1 if _one_thread_only else n
 
 
+def expect_pytorch() -> None:
+    """From now on, PyTorch may have kept OpenMP's threads awake when a call comes after a pause."""
+    _facts.share_team()
+
+
+if "torch" in sys.modules:
+    expect_pytorch()
+
+
 def _before_fork() -> None:
     global _workers_released
     _workers_released = _facts.openmp_release_workers()

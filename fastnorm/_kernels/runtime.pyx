@@ -11,6 +11,7 @@ cdef extern from "vector.h" nogil:
     const char* fastnorm_architecture()
     const char* fastnorm_build_flags()
     void* team_own_state()
+    void team_share()
 
 
 def cpu_supports(str level):
@@ -61,3 +62,8 @@ def build_flags():
 def team_state_function():
     """Address of the C function that returns the state of the calling thread's team: one for all kernels."""
     return <size_t> <void*> team_own_state
+
+
+def share_team():
+    """From now on, another library in this process may keep OpenMP's threads awake."""
+    team_share()

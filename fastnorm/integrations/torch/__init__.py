@@ -7,8 +7,11 @@
 Tensors are dense, in CPU memory, of float32 or float64; anything else is refused before something has changed.
 """
 
+from ..._runtime import expect_pytorch
 from .functional import batch_norm, cross_entropy
 from .modules import accelerate, restore
 from .optim import SGD, Adagrad, Adam, AdamW, RMSprop
 
 __all__ = ["SGD", "Adagrad", "Adam", "AdamW", "RMSprop", "accelerate", "batch_norm", "cross_entropy", "restore"]
+
+expect_pytorch()
