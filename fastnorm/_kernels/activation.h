@@ -11,13 +11,12 @@ static void FN(exp_period)(double unit, real *hi, real *lo) {
     *lo = (real)(fma(unit, 6.93145751953125e-1, -upper) + unit * 1.42860682030941723212e-6);
 }
 
-/* x where it is at most -tiny or NaN, else 0. What e**x is made of would be slow for subnormal x, and is not used for
-   positive x. Bits, because a compiler would see through a conditional expression whose 0 is not used in the end, and
-   compute with x after all. */
-FASTNORM_INLINE real FN(only_negative)(real x, real tiny) {
+/* 0 where the condition holds, else x. To compute with subnormal numbers is slow, also where the result is not used. Bits,
+   because a compiler would see through a conditional expression whose 0 is not used in the end, and compute with x. */
+FASTNORM_INLINE real FN(unless)(int condition, real x) {
     uint_of_real bits;
     memcpy(&bits, &x, sizeof bits);
-    bits &= (uint_of_real)(x > -tiny) - 1;
+    bits &= (uint_of_real)condition - 1;
     memcpy(&x, &bits, sizeof x);
     return x;
 }
@@ -63,9 +62,9 @@ FASTNORM_INLINE real FN(expm1)(real x) {
     return FN(muladd)(p, a, a - b_inverse) * b;
 }
 
-/* dy * gain * e**(x/alpha) for x <= 0 that is not subnormal (slow) and gain = mantissa * 2**exponent. Half of the power of two goes to dy: a slope too
-   small for a float is not lost where a large dy makes a normal product of it. x/alpha itself is not formed: its rounding
-   at -80 alone would cost 40 ulp. At most 3 ulp.
+/* dy * gain * e**(x/alpha) for x <= 0 that is not subnormal (slow) and gain = mantissa * 2**exponent. Half of the power of
+   two goes to dy: a slope too small for a float is not lost where a large dy makes a normal product of it. x/alpha itself
+   is not formed: its rounding at -80 alone would cost 40 ulp. At most 3 ulp.
 
    inverse, period_hi, period_lo : 1/alpha and exp_period of alpha
    lowest : alpha * lowest_exponent(exponent); below, the slope stays what it is there, 2**-251 (2**-2043 in double)
@@ -124,7 +123,7 @@ FASTNORM_INLINE real FN(tanh)(real x) {
 
 /* From -tiny on, e**x - 1 is x and slopes are 1, to the last bit; tiny is EXP_TINY, for CELU times alpha. */
 FASTNORM_INLINE real FN(elu)(real x, real alpha) {
-    const real below = FN(expm1)(FN(only_negative)(x, EXP_TINY));
+    const real below = FN(expm1)(FN(unless)(x > -EXP_TINY, x));
     return x > 0 ? x : alpha * (x > -EXP_TINY ? x : below);
 }
 FASTNORM_INLINE real FN(elu_gradient)(real dy, real x, real lowest, real mantissa, int exponent) {
@@ -132,13 +131,22 @@ FASTNORM_INLINE real FN(elu_gradient)(real dy, real x, real lowest, real mantiss
                                        mantissa, exponent);
     return x > 0 ? dy : below;
 }
+FASTNORM_INLINE real FN(elu_gradient_of_1)(real dy, real x, real lowest) {
+    const int linear = x > -EXP_TINY;
+    const real below = FN(times_slope)(FN(unless)(linear, dy), linear ? 0 : x, 1, EXP_LN2_HI, EXP_LN2_LO, lowest,
+                                       SLOPE_VANISHES, 1, 0);
+    return linear ? dy : below;
+}
 FASTNORM_INLINE real FN(celu)(real x, real alpha, real tiny) {
-    const real below = alpha * FN(expm1)(FN(only_negative)(x, tiny) / alpha);
+    const real below = alpha * FN(expm1)(FN(unless)(x > -tiny, x) / alpha);
     return x > -tiny ? x : below;
 }
 FASTNORM_INLINE real FN(celu_gradient)(real dy, real x, real inverse, real period_hi, real period_lo, real tiny,
                                        real lowest, real vanishing) {
-    return FN(times_slope)(dy, x > -tiny ? 0 : x, inverse, period_hi, period_lo, lowest, vanishing, 1, 0);
+    const int linear = x > -tiny;
+    const real below = FN(times_slope)(FN(unless)(linear, dy), linear ? 0 : x, inverse, period_hi, period_lo, lowest,
+                                       vanishing, 1, 0);
+    return linear ? dy : below;
 }
 /* From y, in an order of the factors in which no product overflows and no difference cancels. */
 FASTNORM_INLINE real FN(sigmoid_gradient)(real dy, real y) { return dy * (1 - y) * y; }
@@ -178,7 +186,7 @@ static void FN(activation_backward)(int kind, const real *dy, const real *x, rea
         int exponent; /* 0 or that of a mantissa of at least 1, so that dy overflows alone only where the product does */
         const real mantissa = (real)(2 * frexp(factor, &exponent)), lowest = (real)FN(lowest_exponent)(--exponent);
         if (a != 1) ELEMENTWISE(FN(elu_gradient)(dy[i], x[i], lowest, mantissa, exponent))
-        ELEMENTWISE(FN(elu_gradient)(dy[i], x[i], lowest, 1, 0))
+        ELEMENTWISE(FN(elu_gradient_of_1)(dy[i], x[i], lowest))
     }
     case ACTIVATION_CELU: {
         const real inverse = (real)(1 / factor), tiny = (real)(factor * EXP_TINY);
