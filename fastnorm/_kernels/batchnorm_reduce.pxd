@@ -83,7 +83,7 @@ cdef inline void stats_of_columns(const real* x, Py_ssize_t rows, Py_ssize_t str
     cdef double *sums = <double*> (square + ld)
     cdef double *squares = sums + channels
     cdef double n, better
-    cdef int in_range
+    cdef int in_range = 1
     first_pivot(x, rows, stride, channels, inner, pivot, sums)
     for k in range(channels):
         base[k] = pivot[k * inner]
@@ -94,7 +94,8 @@ cdef inline void stats_of_columns(const real* x, Py_ssize_t rows, Py_ssize_t str
         n_rows = min(CHUNK_ROWS * fold, rows - start)
         whole = n_rows // fold
         n = <double> (n_rows * inner)
-        for attempt in range(2):
+        # Behind a chunk beyond the range comes another, mostly: its sums are not tried.
+        for attempt in range(2 if in_range else 0):
             memset(sum, 0, 2 * ld * sizeof(real))
             bn_stats_columns(first, whole, fold * stride, fold * width, pivot, sum, square, grouped)
             bn_stats_columns(first + whole * fold * stride, 1, 0, (n_rows - whole * fold) * width, pivot, sum, square,
@@ -177,7 +178,7 @@ cdef inline void stats_of_run(const real* x, Py_ssize_t start, Py_ssize_t stop, 
     cdef Py_ssize_t offsets[SAMPLES]
     cdef Py_ssize_t chunk, s, e
     cdef double n, a, b
-    cdef int in_range
+    cdef int in_range = 1
     cdef real pivot
     pivot = typical(x, offsets, spaced_offsets(start, min(stop, start + LANES), inner, stride, offsets))
     base[0] = pivot
@@ -185,13 +186,14 @@ cdef inline void stats_of_run(const real* x, Py_ssize_t start, Py_ssize_t stop, 
         s = start + chunk * CHUNK
         e = min(s + CHUNK, stop)
         n = <double> (e - s)
-        sum_run(x, s, e, inner, stride, pivot, sum, square)
-        a, b = lanes_sum(sum, LANES), lanes_sum(square, LANES)
-        if pivot_is_far(n, a, b) and isfinite(pivot + a / n):
-            pivot = <real> (pivot + a / n)
+        if in_range:  # as with columns
             sum_run(x, s, e, inner, stride, pivot, sum, square)
             a, b = lanes_sum(sum, LANES), lanes_sum(square, LANES)
-        in_range = bn_in_range(&a, &b, &pivot, 1, 1)
+            if pivot_is_far(n, a, b) and isfinite(pivot + a / n):
+                pivot = <real> (pivot + a / n)
+                sum_run(x, s, e, inner, stride, pivot, sum, square)
+                a, b = lanes_sum(sum, LANES), lanes_sum(square, LANES)
+            in_range = bn_in_range(&a, &b, &pivot, 1, 1)
         if in_range == 2:
             in_range = not squares_of_run_vanished(x, s, e, inner, stride, pivot)
         if in_range:
