@@ -23,9 +23,9 @@ from .vector cimport (
 include "common.pxi"
 
 cdef enum:
-    TILE = 16384        # elements of a tile at least,
-    LONG_TILE = 131072  # and at most: the processor's prefetch begins anew in each
-    TILES = 64          # of an array between
+    TILE = 16384         # elements of a tile at least
+    LONG_TILE = 1 << 19  # bytes of a tile at most: the processor's prefetch begins anew in each
+    TILES = 64           # of an array, between
     PARALLEL_TILES = 4  # fewer than these and waking a thread costs more than it saves
     STAGE = 256  # elements: stays in L1 beside what is read
     CACHE_LINE = 64
@@ -103,7 +103,7 @@ cdef void run_tiles(const Job* job, const real* dy, const real* x, real* out, Py
                     int threads) noexcept nogil:
     # The first tile is longer, so that the others begin where a cache line does: a vector that spans two costs speed.
     cdef Py_ssize_t head = <Py_ssize_t> ((0 - <size_t> x) % CACHE_LINE // sizeof(real))
-    cdef Py_ssize_t length = max(<Py_ssize_t> TILE, min(<Py_ssize_t> LONG_TILE, n // TILES))
+    cdef Py_ssize_t length = max(<Py_ssize_t> TILE, min(LONG_TILE // <Py_ssize_t> sizeof(real), n // TILES))
     cdef Py_ssize_t tiles = max(1, (n - head + length - 1) // length), t
     cdef Team team = team_open(1 if tiles < PARALLEL_TILES else threads, 3.0 * n * sizeof(real))
     cdef Team* watch = &team

@@ -16,8 +16,8 @@ cdef enum:
     ROW_BYTES = 1 << 19         # as BLOCK_BYTES, for a row
     STAGE = 1024                # elements computed in L1 before they are streamed out
     TILE = 8192                 # elements of a tile at least, about 5 microseconds,
-    LONG_TILE = 131072          # and at most: the processor's prefetch begins anew in each
-    TILES = 64                  # of an array between
+    LONG_TILE = 1 << 19         # bytes of a tile at most: the processor's prefetch begins anew in each
+    TILES = 64                  # of an array, between
     SMALL_SUM = 4               # sums of exponentials below it are added up in double
     SERIAL = 16384              # elements up to which waking threads costs more than it gains
     DOUBLE_ROWS = 5             # total, logs, mass, dot, label
@@ -85,7 +85,7 @@ cdef inline void plan(Job* job, Py_ssize_t itemsize) noexcept:
         else:
             job.stream = False
     job.scratch_bytes = (job.scratch_bytes + 63) // 64 * 64
-    length = max(<Py_ssize_t> TILE, min(<Py_ssize_t> LONG_TILE, job.outer * C * job.inner // TILES))
+    length = max(<Py_ssize_t> TILE, min(LONG_TILE // itemsize, job.outer * C * job.inner // TILES))
     job.blocks_per_tile = max(1, length // (C * lanes))
     job.tiles = (job.blocks + job.blocks_per_tile - 1) // job.blocks_per_tile
 
