@@ -17,9 +17,10 @@ cdef struct Writer:
 
 
 cdef inline void flush(Writer* writer) noexcept nogil:
-    stream_copy(writer.target, writer.buffer, writer.held)
-    writer.target += writer.held
-    writer.held = 0
+    if writer.held > 0:  # before the first piece, there is no target either
+        stream_copy(writer.target, writer.buffer, writer.held)
+        writer.target += writer.held
+        writer.held = 0
 
 
 cdef inline char* writer_at(Writer* writer, void* target) noexcept nogil:
