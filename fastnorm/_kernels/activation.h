@@ -131,12 +131,6 @@ FASTNORM_INLINE real FN(elu_gradient)(real dy, real x, real lowest, real mantiss
                                        mantissa, exponent);
     return x > 0 ? dy : below;
 }
-FASTNORM_INLINE real FN(elu_gradient_of_1)(real dy, real x, real lowest) {
-    const int linear = x > -EXP_TINY;
-    const real below = FN(times_slope)(FN(unless)(linear, dy), linear ? 0 : x, 1, EXP_LN2_HI, EXP_LN2_LO, lowest,
-                                       SLOPE_VANISHES, 1, 0);
-    return linear ? dy : below;
-}
 FASTNORM_INLINE real FN(celu)(real x, real alpha, real tiny) {
     const real below = alpha * FN(expm1)(FN(unless)(x > -tiny, x) / alpha);
     return x > -tiny ? x : below;
@@ -186,7 +180,7 @@ static void FN(activation_backward)(int kind, const real *dy, const real *x, rea
         int exponent; /* 0 or that of a mantissa of at least 1, so that dy overflows alone only where the product does */
         const real mantissa = (real)(2 * frexp(factor, &exponent)), lowest = (real)FN(lowest_exponent)(--exponent);
         if (a != 1) ELEMENTWISE(FN(elu_gradient)(dy[i], x[i], lowest, mantissa, exponent))
-        ELEMENTWISE(FN(elu_gradient_of_1)(dy[i], x[i], lowest))
+        ELEMENTWISE(FN(celu_gradient)(dy[i], x[i], 1, EXP_LN2_HI, EXP_LN2_LO, EXP_TINY, lowest, SLOPE_VANISHES))
     }
     case ACTIVATION_CELU: {
         const real inverse = (real)(1 / factor), tiny = (real)(factor * EXP_TINY);
