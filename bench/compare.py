@@ -121,20 +121,27 @@ def build(revision: str, folder: Path, environment: dict[str, str]) -> Path:
 
 
 def ratio(base: Side, head: Side, name: str, seconds: float) -> tuple[float, float, float] | str:
-    """Base's time over head's, and both; their blocks of calls take turns, and who begins alternates."""
+    """Base's time over head's, and both; their blocks of calls take turns, and who begins alternates.
+
+    The ratio is the median over the turns, which see the same bus: its speed is another a second later.
+    """
     first = [side.ask(name) for side in (base, head)]
     if refused := [answer for answer in first if isinstance(answer, str)]:
         return refused[0]
     calls = max(1, int(BLOCK / max(*first, 1e-7)))
-    times: tuple[list[float], list[float]] = ([], [])
+    times: tuple[list[float], list[float]] = ([], [])  # the low ones of each turn
     end, turn = time.perf_counter() + seconds, 0
     while time.perf_counter() < end or turn < 4:
         for at in ((0, 1), (1, 0))[turn % 2]:
             (base, head)[at].ask(calls)  # wakes the threads, fills the caches; the other side's stop spinning
-            times[at].extend((base, head)[at].ask(calls))
+            times[at].append(low((base, head)[at].ask(calls)))
         turn += 1
-    low_base, low_head = (sorted(side)[int(QUANTILE * len(side))] for side in times)
-    return low_base / low_head, low_base, low_head
+    return statistics.median(b / h for b, h in zip(*times, strict=True)), low(times[0]), low(times[1])
+
+
+def low(times: Sequence[float]) -> float:
+    """What a call takes while the neighbours are quiet."""
+    return sorted(times)[int(QUANTILE * len(times))]
 
 
 def compare(args: argparse.Namespace) -> int:

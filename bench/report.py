@@ -27,14 +27,15 @@ REASONS = Path(__file__).with_name("reasons.md")
 METHOD = """\
 All rivals of a case run in one process and take turns of a few milliseconds. A turn begins with a pause of 10 ms, in
 which the threads of the last one stop spinning; then a call runs untimed for 15 ms, so that caches and threads are as
-in a loop of nothing else; then calls are timed for 5 ms, at least one. A time is the 20 % quantile of many. Ratios
-compare like with like: both sides allocate their outputs in the call, or both are given them, or both work in place. A
-rival with several ways to do a thing counts with its fastest.
+in a loop of nothing else; then calls are timed for 5 ms, at least one. A time is the 20 % quantile of many. A ratio is
+the median of the ratios within each round of turns, for the speed of the bus is another a second later. Ratios compare
+like with like: both sides allocate their outputs in the call, or both are given them, or both work in place. A rival
+with several ways to do a thing counts with its fastest.
 
 The memory limit is measured around and between the calls of each case, by compiled loops over 128 MB arrays that read,
 copy with streaming stores, and update in place. A case's limit is the time in which those loops would move the bytes
 that the algorithm has to move: each input read once, each output written once. The share of the limit is that time over
-ours, with outputs given."""
+ours, with outputs given: the median over our turns, each beside the limit that was measured last before it."""
 
 RIVALS = {
     "PyTorch": "eager, raw operators without autograd (cross-entropy: the faster of its four raw operators and "

@@ -156,7 +156,9 @@ def test_calls_take_turns(monkeypatch):
     assert order[:15] == ["a", "b", "c"] * 5
     assert (log[6], log[-1]) == ("limit", "limit")  # before the first turn, after the last
     assert log[-9:-1].count("evict") == 2
-    assert all(timing.calls >= measure.MIN_CALLS for timing in timings)
+    assert all(timing.calls >= len(timing.turns) >= measure.MIN_TURNS for timing in timings)
+    assert [[turn[0] for turn in timing.turns[:5]] for timing in timings] == [[0, 1, 2, 3, 4]] * 3
+    assert limit.samples() == [{"read": 1e9, "copy": 2e9, "update": 3e9}] * log.count("limit")
     assert [timing.cold is not None for timing in timings] == [True, False, False]
     assert all(timing.low <= timing.median <= timing.high for timing in timings)
     assert limit.result() == {"read": 1e9, "copy": 2e9, "update": 3e9}
@@ -170,8 +172,19 @@ def test_slow_call_does_not_starve_fast_ones():
              measure.Call("slow", cases.FRESH, lambda: time.sleep(.03))]
     fast, slow = measure.measure(calls, 0.4, SteadyLimit([]))
     assert fast.calls > 1000
-    assert measure.MIN_CALLS <= slow.calls <= 10
+    assert 1 <= slow.calls <= 10
     assert slow.low >= 0.03
+
+
+def test_far_slower_call_takes_one_turn_and_slower_ones_enough(monkeypatch):
+    import time
+
+    for name in ("PAUSE", "WARM", "TURN"):
+        monkeypatch.setattr(measure, name, 0.0)
+    calls = [measure.Call(str(ms), cases.FRESH, lambda ms=ms: time.sleep(ms / 1000)) for ms in (5, 20, 100)]
+    assert [len(t.turns) for t in measure.measure(calls, 0.05, SteadyLimit([]))] == [measure.MIN_TURNS] * 2 + [1]
+    # all of them would take longer than is allowed
+    assert {len(t.turns) for t in measure.measure(calls[:2], 0.001, SteadyLimit([]))} == {1}
 
 
 def test_reset_comes_before_each_call_and_is_not_timed():
@@ -292,7 +305,7 @@ def recorded(factor=1.0):
 
     def time(rival, mode, low, threads=2, **rest):
         return {"rival": rival, "variant": "", "mode": mode, "threads": threads, "level": "", "low": low, "median": low,
-                "high": low, "calls": 9, "cold": 2 * low, "page_faults": 0.0} | rest
+                "high": low, "calls": 9, "cold": 2 * low, "page_faults": 0.0, "turns": [[0, 0, low]]} | rest
 
     def row(case, section, threads):
         own = case.traffic.seconds(rate) / 0.9
@@ -305,7 +318,7 @@ def recorded(factor=1.0):
         times += [time("PyTorch", mode, 10 * factor * own, threads, **variant) for mode in modes]
         times += [time("JAX", modes[0], 3 * factor * own, threads), time("twin", modes[0], 40 * factor * own)]
         return {"case": case.facts(), "section": section, "threads": threads, "limit": rate, "limit_spread": 0.1,
-                "skipped": {}, "times": times}
+                "limits": [rate], "skipped": {}, "times": times}
 
     rows = [row(case, "grid", 2) for case in cases.full()] + [row(case, "sweep", 2) for case in cases.sweep()]
     rows += [row(case, "grid", 1) for case in cases.quick()]
@@ -334,7 +347,7 @@ def test_damaged_results(tmp_path, text):
 def test_ratio_compares_like_with_like():
     def time(rival, mode, low, variant=""):
         return {"rival": rival, "mode": mode, "low": low, "level": "avx2" if rival == "fastnorm" else "",
-                "threads": 2, "variant": variant, "cold": None}
+                "threads": 2, "variant": variant, "cold": None, "turns": [(0, 0, low)]}
 
     row = {"threads": 2, "times": [time("fastnorm", "fresh", 2.0), time("fastnorm", "out", 1.0),
                                    time("PyTorch", "fresh", 8.0, "a"), time("PyTorch", "fresh", 6.0, "b"),
@@ -344,6 +357,24 @@ def test_ratio_compares_like_with_like():
     assert results.ratio(row, "PyTorch", variant="a") == 4.0
     assert results.ratio(row, "JAX", "out") is None
     assert results.ratio(row, "PyTorch", key="cold") is None
+
+
+def test_bus_that_changes_its_speed_changes_no_ratio():
+    """Everything takes twice as long in the last two rounds, which one of the calls sits out."""
+    def time(rival, seconds, rounds, threads=2):
+        turns = [(r, int(r > 2), seconds * (2 if r > 2 else 1)) for r in rounds]
+        return {"rival": rival, "mode": "in place", "low": min(s for _, _, s in turns), "variant": "",
+                "threads": threads, "level": "avx2" if rival == "fastnorm" else "", "turns": turns}
+
+    case = Update("float32", "adagrad", "x", ((25,),))  # 100 bytes are read, 200 read and written
+    fast = {"read": 100.0, "copy": 1.0, "update": 200.0}
+    row = {"case": case.facts(), "threads": 2, "limits": [fast, {name: rate / 2 for name, rate in fast.items()}],
+           "times": [time("fastnorm", 4.0, range(2, 5)), time("PyTorch", 6.0, range(3)), time("JAX", 8.0, range(5)),
+                     time("fastnorm", 7.0, range(2, 5), threads=1)]}
+    assert results.ratio(row, "PyTorch") == 1.5
+    assert results.ratio(row, "JAX") == 2
+    assert results.share(row) == 0.75
+    assert results.gain(row) == 7 / 4
 
 
 def test_figures_reached_and_missed():

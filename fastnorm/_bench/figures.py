@@ -12,7 +12,7 @@ from typing import Any
 
 from .cases import FRESH, IN_PLACE, OUT
 from .measure import geometric_mean
-from .results import OURS, TWIN, Row, best, ratio, rivals, share, times
+from .results import OURS, TWIN, Row, best, gain, ratio, rivals, share, times
 
 NOISE = 0.03           # below 1 x, what two runs of the same code differ by
 LARGE = 16_000_000     # bytes of an array
@@ -161,7 +161,7 @@ def _small(rows: Sequence[Row]) -> list[Figure]:
 
 
 def _fusion(rows: Sequence[Row]) -> Figure:
-    """The time of the fused form over that of plain batch norm, scaled by the bytes of both."""
+    """Plain batch norm's share of the limit over that of the fused form: what this costs for its bytes."""
     norm = [row for row in rows if row["case"]["family"] == "batch norm" and row["case"]["what"] == "both"]
     key = {(tuple(row["case"]["shape"]), row["case"]["layout"], bool(row["case"]["activation"]),
             row["case"]["residual"]): row for row in norm}
@@ -170,27 +170,14 @@ def _fusion(rows: Sequence[Row]) -> Figure:
         plain = key.get((shape, layout, False, False))
         if activation and residual and plain and row["case"]["array_bytes"] >= LARGE:
             for mode in (OUT, FRESH):
-                fused_time, plain_time = best(row, OURS, mode), best(plain, OURS, mode)
-                if fused_time and plain_time:
-                    ideal = plain_time * _bytes(row) / _bytes(plain)
-                    values[f"{_name(row)} ({mode})"] = fused_time / ideal
+                fused_share, plain_share = share(row, mode), share(plain, mode)
+                if fused_share and plain_share:
+                    values[f"{_name(row)} ({mode})"] = plain_share / fused_share
     return _at_most(5, "batch norm + residual + ReLU over plain, for its bytes, arrays ≥ 16 MB", 1.15, values)
-
-
-def _bytes(row: Row) -> int:
-    traffic = row["case"]["traffic"]
-    return int(traffic["read"] + 2 * traffic["copied"] + 2 * traffic["updated"])
 
 
 def _threads(found: Mapping[str, Any], rows: Sequence[Row]) -> list[Figure]:
     cache = found["machine"]["caches"].get("L2", 0)
-
-    def gain(row: Row) -> float | None:
-        for mode in (OUT, IN_PLACE):
-            all_, one = best(row, OURS, mode), best(row, OURS, mode, threads=1)
-            if all_ and one:
-                return one / all_
-        return None
 
     def gains(test: Callable[[Row], bool]) -> dict[str, float]:
         return {_name(row): g for row in rows if test(row) and (g := gain(row)) is not None}
@@ -238,11 +225,11 @@ def _flat(found: Mapping[str, Any]) -> Figure:
     cache = max(found["machine"]["caches"].values(), default=32 << 20)
     series: dict[str, list[float]] = {}
     for row in found["rows"]:
-        seconds = best(row, OURS, OUT) or best(row, OURS, IN_PLACE)
-        if row["section"] == "sweep" and seconds and _footprint(row) >= 4 * cache:
+        reached = share(row)
+        if row["section"] == "sweep" and reached and _footprint(row) >= 4 * cache:
             title = row["case"]["title"] + (f" {row['case']['layout']}" if "layout" in row["case"] else "")
             # for the bytes that the bus moved then: its speed changes while the sweep runs
-            series.setdefault(title, []).append(1 / (share(row) or math.nan))
+            series.setdefault(title, []).append(1 / reached)
     values = {title: max(all_) / min(all_) for title, all_ in series.items() if len(all_) > 1}
     return _at_most(9, "time per element, of the limit's: largest over smallest, beyond the caches, to 1 GB", FLAT,
                     values)

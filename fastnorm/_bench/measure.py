@@ -1,14 +1,16 @@
 """Times of several calls, interleaved in one process, and the speed of memory around them.
 
-The machine is shared: its bus is twice as fast in one minute as in the next. So every figure is a ratio within one run.
+The machine is shared: its bus is twice as fast in one second as in another. So every figure is a ratio within one run.
 All calls of a case take turns until the case's time is over; in each turn the threads of the last one are left to go to
 sleep, a call runs untimed until caches and threads are as they are in a loop of nothing else, and then timed. A time is
-the 20 % quantile of many: what the code costs when the neighbours are quiet, and steadier than the minimum.
+the 20 % quantile of many: what the code costs when the neighbours are quiet, and steadier than the minimum. What two
+calls are compared by are not these times but the turns of each round, which saw the same bus: `results.paired`.
 """
 
 from __future__ import annotations
 
 import gc
+import itertools
 import math
 import resource
 import statistics
@@ -27,7 +29,9 @@ PAUSE = 10e-3        # seconds before a turn: libgomp's idle threads spin for 4 
 WARM = 15e-3         # seconds of untimed calls: the caches fill, and the rival's threads wake up, in up to 6 ms
 TURN = 5e-3          # seconds of timed calls
 SLOW = 20e-3         # calls beyond this find nothing in the caches anyway, and are not repeated to warm up
-MIN_CALLS = 5
+MIN_TURNS = 5
+FAR = 10             # times as slow as the fastest: one turn will do, and leaves the time to the others
+LONGEST = 6          # times the seconds of a case, which MIN_TURNS of slow calls may take
 LIMIT_BYTES = 128 << 20  # of an array of the bandwidth loops: far beyond the last-level cache
 LIMIT_EVERY = 0.25   # seconds
 ASLEEP = 0.05        # seconds after which the threads of every rival have gone to sleep
@@ -69,6 +73,7 @@ class Timing:
     calls: int
     cold: float | None = None                     # median of calls with nothing in the caches and threads asleep
     page_faults: float = 0.0                      # a call
+    turns: list[tuple[int, int, float]] = field(default_factory=list)  # of each: round, sample of the limit, low
 
 
 @dataclass
@@ -102,6 +107,10 @@ class Limit:
         """Bytes a second of each loop, at the same quantile as the calls."""
         return {name: quantile(rates, 1 - QUANTILE) for name, rates in self.rates.items()}
 
+    def samples(self) -> list[dict[str, float]]:
+        """Bytes a second of each loop, sample by sample."""
+        return [dict(zip(self.rates, rates, strict=True)) for rates in zip(*self.rates.values(), strict=True)]
+
     def spread(self) -> float:
         """How much faster the bus was at its best than at its median, while the case ran; 0 is steady."""
         return max(max(rates) / statistics.median(rates) - 1 for rates in self.rates.values())
@@ -123,12 +132,15 @@ class _Competitor:
     def __init__(self, call: Call) -> None:
         self.call = call
         self.times: list[float] = []
+        self.turns: list[tuple[int, int, float]] = []
         self.cold: list[float] = []
         self.spent = 0.0
         self.faults = self.faults_calls = 0
 
-    def turn(self) -> None:
-        """Let the others' threads fall asleep, warm up, and time calls, at least one."""
+    def turn(self, round_: int, sample: int) -> None:
+        """Let the others' threads fall asleep, warm up, and time calls, at least one; note the round and the sample of
+        the limit that was the last before.
+        """
         start = time.perf_counter()
         call = self.call
         if call.prepare:
@@ -144,6 +156,7 @@ class _Competitor:
             calls += 1
         self.faults += resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
         self.faults_calls += calls
+        self.turns.append((round_, sample, quantile(self.times[-calls:], QUANTILE)))
         self.spent += time.perf_counter() - start
 
     def cold_turn(self, limit: Limit) -> None:
@@ -164,19 +177,23 @@ class _Competitor:
     def timing(self) -> Timing:
         return Timing(quantile(self.times, QUANTILE), statistics.median(self.times),
                       quantile(self.times, 1 - QUANTILE), len(self.times),
-                      statistics.median(self.cold) if self.cold else None, self.faults / self.faults_calls)
+                      statistics.median(self.cold) if self.cold else None, self.faults / self.faults_calls, self.turns)
+
+    def wants_turns(self, fastest: float) -> bool:
+        """Whether it has had too few, beside a competitor that takes so many seconds."""
+        return not self.turns or (len(self.turns) < MIN_TURNS and min(self.times) < FAR * fastest)
 
 
 def measure(calls: Sequence[Call], seconds: float, limit: Limit, cold_calls: int = 0) -> list[Timing]:
     """Time the calls, interleaved, for about so many seconds in all; sample the limit before, between and after.
 
-    Each call gets an equal share of the time, however slow it is: a slow one sits out rounds. Where even `MIN_CALLS`
-    of each take longer, up to three times the seconds are taken.
+    Each call gets an equal share of the time, however slow it is: a slow one sits out rounds. Where `MIN_TURNS` of each
+    take longer, up to `LONGEST` times the seconds are taken.
     """
     competitors = [_Competitor(call) for call in calls]
     share = seconds / max(1, len(calls))
     limit.start()
-    was_enabled = gc.isenabled()
+    was_enabled, samples = gc.isenabled(), 0
     gc.disable()
     try:
         for competitor in competitors:  # compile, allocate, load: not timed
@@ -185,16 +202,18 @@ def measure(calls: Sequence[Call], seconds: float, limit: Limit, cold_calls: int
             competitor._once()
         start = sampled = time.perf_counter()
         limit.sample()
-        while True:
+        for round_ in itertools.count():
             elapsed = time.perf_counter() - start
-            fewest = min(len(competitor.times) for competitor in competitors)
-            if (elapsed >= seconds and fewest >= MIN_CALLS) or (elapsed >= 3 * seconds and fewest):
+            fastest = min((min(c.times) for c in competitors if c.times), default=0.0)
+            wanting = [c for c in competitors if c.wants_turns(fastest)]
+            if round_ and (elapsed >= LONGEST * seconds or (elapsed >= seconds and not wanting)):
                 break
-            due = [c for c in competitors if len(c.times) < MIN_CALLS or c.spent <= share * elapsed / seconds]
+            due = [c for c in competitors if c in wanting or c.spent <= share * elapsed / seconds]
             for competitor in due or [min(competitors, key=lambda c: c.spent)]:
-                competitor.turn()
+                competitor.turn(round_, samples)
                 if time.perf_counter() - sampled > LIMIT_EVERY:
                     limit.sample()
+                    samples += 1
                     sampled = time.perf_counter()
         for _ in range(cold_calls):
             for competitor in competitors:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from .._demo.errors import UserError, reason, require
-from .cases import IN_PLACE, OUT, Traffic
-from .results import OURS, TWIN, Row, best, ratio, rivals, share
+from .cases import IN_PLACE, OUT
+from .results import OURS, TWIN, Row, best, gain, ratio, rivals, share
 
 # M. Okabe, K. Ito, "Color universal design", 2008: told apart with any color vision; the markers differ as well.
 MARKS = {"PyTorch": ("#D55E00", "o"), "torch.compile": ("#CC79A7", "s"), "JAX": ("#009E73", "D"),
@@ -242,8 +242,9 @@ def sizes(path: Path, series: dict[str, Sequence[Row]], caches: dict[str, int]) 
                           va="top")
             curve(axes, rows, "PyTorch", "PyTorch", RED, marker="s", markersize=3, linewidth=1.0)
             curve(axes, rows, OURS, "fastnorm, outputs given", BLUE, marker="o", markersize=3.2, linewidth=1.4)
-            limits = [(row["case"]["array_bytes"], _limit(row) / row["case"]["elements"] * 1e9) for row in rows
-                      if row["case"]["array_bytes"] >= LARGE]
+            limits = [(row["case"]["array_bytes"], reached * seconds / row["case"]["elements"] * 1e9) for row in rows
+                      if row["case"]["array_bytes"] >= LARGE and (reached := share(row))
+                      and (seconds := best(row, OURS, OUT) or best(row, OURS, IN_PLACE))]
             if limits:
                 axes.plot(*zip(*limits, strict=True), color="black", linewidth=1.0, linestyle=(0, (4, 2)),
                           label="memory limit")
@@ -265,10 +266,6 @@ def sizes(path: Path, series: dict[str, Sequence[Row]], caches: dict[str, int]) 
     _draw(path, (WIDTH, 1.9 * lines + 0.5), paint)
 
 
-def _limit(row: Row) -> float:
-    return Traffic(**row["case"]["traffic"]).seconds(row["limit"])
-
-
 def threads(path: Path, rows: Sequence[Row], caches: dict[str, int]) -> None:
     """How much faster all threads are than one, against the bytes of an array, a mark a case."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
@@ -276,11 +273,9 @@ def threads(path: Path, rows: Sequence[Row], caches: dict[str, int]) -> None:
     families: dict[str, list[tuple[float, float]]] = {}
     count = 1
     for row in rows:
-        for mode in (OUT, IN_PLACE):
-            all_, one = best(row, OURS, mode), best(row, OURS, mode, threads=1)
-            if all_ and one and row["threads"] > 1:
-                count = max(count, row["threads"])
-                families.setdefault(row["case"]["family"], []).append((row["case"]["array_bytes"], one / all_))
+        if times_as_fast := gain(row):
+            count = max(count, row["threads"])
+            families.setdefault(row["case"]["family"], []).append((row["case"]["array_bytes"], times_as_fast))
     colors = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "0.3", "0.6")
 
     def paint(figure: Any) -> None:

@@ -1,7 +1,7 @@
 """What a run found: machine facts and one row a case, as JSON can hold them, and the ratios that follow from them.
 
-A row: ``{"case": ..., "section": ..., "threads": ..., "limit": bytes a second by loop, "limit_spread": ...,
-"times": [...], "skipped": {...}}``; each time has the fields of `measure.record`.
+A row: ``{"case": ..., "section": ..., "threads": ..., "limit": bytes a second by loop, "limit_spread": ..., "limits":
+the same, sample by sample, "times": [...], "skipped": {...}}``; each time has the fields of `measure.record`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import statistics
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 from .. import _runtime
 from .cases import FRESH, IN_PLACE, OUT, Traffic
 
-FORMAT = 1
+FORMAT = 2
 OURS, TWIN = "fastnorm", "twin"
 Row = Mapping[str, Any]
 
@@ -104,27 +105,56 @@ def best(row: Row, rival: str, mode: str | None = None, key: str = "low", **wher
     return min((t[key] for t in times(row, rival, mode, **where) if t[key] is not None), default=None)
 
 
+def paired(mine: Row, theirs: Row) -> float:
+    """Their time over ours: the median over the rounds in which both took a turn, and so saw the same bus.
+
+    Examples
+    --------
+    >>> paired({"turns": [(0, 0, 1.0), (1, 0, 2.0), (2, 1, 4.0)]}, {"turns": [(0, 0, 3.0), (2, 1, 13.0)]})
+    3.125
+    """
+    ours = {round_: seconds for round_, _, seconds in mine["turns"]}
+    ratios: list[float] = [seconds / ours[round_] for round_, _, seconds in theirs["turns"] if round_ in ours]
+    return statistics.median(ratios)
+
+
 def ratio(row: Row, rival: str, mode: str | None = None, key: str = "low", variant: str | None = None,
           **where: Any) -> float | None:
     """How many times as fast as a rival we are; None where there is nothing to compare.
 
     Like is compared with like: both allocate their outputs (what calls do by themselves), or both work in place; with
-    ``mode="out"`` both are given their outputs.
+    ``mode="out"`` both are given their outputs. Of a rival's several ways, the one that is fastest beside us; times
+    other than the low ones are compared as they are, not round by round.
     """
     modes = (FRESH, IN_PLACE) if mode is None else (mode,)
     for m in modes:
-        mine, theirs = best(row, OURS, m, key, **where), best(row, rival, m, key, variant=variant)
+        mine, theirs = times(row, OURS, m, **where), times(row, rival, m, variant=variant)
+        if key != "low":
+            mine, theirs = ([t for t in side if t[key] is not None] for side in (mine, theirs))
         if mine and theirs:
-            return theirs / mine
+            return min(paired(mine[0], t) if key == "low" else float(t[key] / mine[0][key]) for t in theirs)
     return None
 
 
 def share(row: Row, mode: str | None = None, **where: Any) -> float | None:
-    """The share of the memory limit that we reach with outputs given (or in place)."""
+    """The share of the memory limit that we reach with outputs given (or in place).
+
+    The median over the turns, each beside the sample of the limit that was the last before it.
+    """
+    traffic = Traffic(**row["case"]["traffic"])
     for m in (OUT, IN_PLACE) if mode is None else (mode,):
-        mine = best(row, OURS, m, **where)
-        if mine:
-            return Traffic(**row["case"]["traffic"]).seconds(row["limit"]) / mine
+        for mine in times(row, OURS, m, **where):
+            shares: list[float] = [traffic.seconds(row["limits"][at]) / seconds for _, at, seconds in mine["turns"]]
+            return statistics.median(shares)
+    return None
+
+
+def gain(row: Row) -> float | None:
+    """How many times as fast we are on all threads as on one, outputs given (or in place)."""
+    for m in (OUT, IN_PLACE):
+        every, one = times(row, OURS, m), times(row, OURS, m, threads=1)
+        if every and one and row["threads"] > 1:
+            return paired(every[0], one[0])
     return None
 
 

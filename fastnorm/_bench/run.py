@@ -82,7 +82,7 @@ def run_case(case: Case, plan: Plan, rivals: Sequence[Rival], limit: Limit, sect
         timings = measure(calls, plan.seconds, limit, plan.cold_calls)
         times = [record(call, timing) for call, timing in zip(calls, timings, strict=True)]
         row = {"case": case.facts(), "section": section, "threads": plan.threads, "limit": limit.result(),
-               "limit_spread": limit.spread(), "skipped": skipped, "times": times}
+               "limit_spread": limit.spread(), "limits": limit.samples(), "skipped": skipped, "times": times}
         if plan.memory:
             for call, time in zip(calls, times, strict=True):
                 if call.rival == OURS and call.mode in (OUT, IN_PLACE) and call.level == level and call.prepare:

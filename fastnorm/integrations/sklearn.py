@@ -77,9 +77,9 @@ def _derivative(kernel: Callable[..., Array], original: Callable[[Array, Array],
 
 
 # -- losses ------------------------------------------------------------------------------------------------------------
-# scikit-learn keeps probabilities eps away from 0 and 1, and takes a logarithm of each of them, most to be multiplied by 0.
-# Here it is taken of those that count, and always in float64, as scikit-learn does beside SciPy 1.17: beside 1.18, boolean
-# targets no longer make float64 of float32, and it rounds each of float32's logarithms.
+# scikit-learn keeps probabilities eps away from 0 and 1, and takes a logarithm of each of them, most to be multiplied
+# by 0. Here it is taken of those that count, and always in float64, as scikit-learn does beside SciPy 1.17. Beside
+# 1.18, boolean targets no longer make float64 of float32, so that it rounds each of float32's logarithms.
 
 
 def _log_of(probabilities: Array) -> Array:
