@@ -13,12 +13,12 @@ import fastnorm as fn
 from fastnorm import _runtime, reference
 
 ACTIVATIONS = [None, "relu", "leaky_relu"]
-# (shape, axis): both inner loops, every plan (one tile, channel tiles, blocks), odd extents, tiny ones.
+# (shape, axis): both inner loops, every plan (one tile, channel tiles, chains of them, blocks), odd extents, tiny ones.
 SHAPES = [((2, 1), 1), ((3, 5), 1), ((5, 3), 0), ((64, 256), 1), ((67, 33), 1), ((700, 7), -1), ((4, 3, 5, 5), 1),
           ((2, 6, 7, 7), 1), ((3, 5, 17, 19), 1), ((1, 4, 300), 1), ((2, 3, 255), 1), ((3, 4, 256), 1),
           ((5, 7, 3, 4), -1), ((3, 2, 4, 2, 3), 2), ((2, 1, 9, 9), 1), ((9, 1), 1)]
 LARGE = [((40000, 10), 1), ((300, 70, 8), 1), ((2, 3, 150000), 1), ((3, 300000), 0), ((40, 130, 49), 1),
-         ((16, 40, 30, 30), 1), ((200001, 1), 1)]
+         ((16, 40, 30, 30), 1), ((200001, 1), 1), ((30, 9, 10007), 1), ((40, 24, 2048), 1)]
 
 
 def make(rng, shape, axis, dtype, *, mean=0.0, residual=False):
@@ -251,6 +251,7 @@ def test_same_bits_for_every_thread_count(dtype, shape, axis, rng):
     ((300, 70, 8), 1), ((3000, 17), 1), ((8, 3, 40, 41), 1),
     ((5000, 3), 1), ((4099, 64), 1), ((1001, 5, 7), 1),  # short rows taken together
     ((4, 3, 60, 61), 1), ((3, 2, 100, 400), 1),          # long runs, read from a line's begin; and streamed
+    ((30, 9, 10007), 1),                                 # in chains of tiles
     ((67, 512, 7, 7), 1), ((70001, 64), 1)])             # channel by channel, and rows, streamed
 def test_same_bits_for_every_alignment(level, dtype, shape, axis, rng):
     args, dy = make(rng, shape, axis, dtype)

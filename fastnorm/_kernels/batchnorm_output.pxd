@@ -5,8 +5,8 @@ from libc.string cimport memcpy
 from .batchnorm_parameters cimport careful_item, is_gradient_plain, is_plain, spread_table
 from .batchnorm_plan cimport PIECE, SHORT, STREAM_PIECE, Job, ceil_div, first_unit, padded
 from .vector cimport (
-    BN_BETA, BN_ROWS, SPREAD, at_offset, bn_apply, bn_apply_channels, bn_gradient, bn_gradient_channels, fetch_ahead,
-    real, stream_copy, stream_fence,
+    BN_BETA, BN_ROWS, SPREAD, at_offset, bn_apply, bn_apply_channels, bn_gradient, bn_gradient_channels, fetch,
+    fetch_ahead, real, stream_copy, stream_fence,
 )
 
 
@@ -47,6 +47,7 @@ cdef struct Output:
     Writer y, dresidual
     const void* table  # of parameters
     Py_ssize_t ld      # its row length
+    Py_ssize_t next    # how far on this thread's next tile lies, or 0
 
 
 cdef inline void output(const Job* job, Output* out, Py_ssize_t i, Py_ssize_t n, Py_ssize_t channels, Py_ssize_t column,
@@ -64,7 +65,13 @@ cdef inline void output(const Job* job, Output* out, Py_ssize_t i, Py_ssize_t n,
     cdef real *y_place = y
     cdef real *dresidual_place = dresidual
     cdef real slope = <real> job.slope
-    if job.fetch:
+    if out.next:
+        fetch(x + out.next, n * sizeof(real))
+        if dy != NULL:
+            fetch(dy + out.next, n * sizeof(real))
+        if residual != NULL:
+            fetch(residual + out.next, n * sizeof(real))
+    elif job.fetch:
         fetch_ahead(x, n * sizeof(real))
         if dy != NULL:
             fetch_ahead(dy, n * sizeof(real))
@@ -148,8 +155,8 @@ cdef inline void output_runs(const Job* job, Output* out, Py_ssize_t c0, Py_ssiz
                 left -= n
 
 
-cdef inline void output_item(const Job* job, Py_ssize_t t, Py_ssize_t b, real* scratch) noexcept nogil:
-    """Second half: the output of tile t, block b."""
+cdef inline void output_item(const Job* job, Py_ssize_t t, Py_ssize_t b, Py_ssize_t next, real* scratch) noexcept nogil:
+    """Second half: the output of tile t, block b. Tile `next`, if there is one beyond t, is fetched meanwhile."""
     cdef Py_ssize_t c0 = t * job.tile, c1 = min(job.channels, c0 + job.tile)
     cdef Py_ssize_t u0 = first_unit(job, b), u1 = first_unit(job, b + 1)
     cdef Output out
@@ -161,6 +168,7 @@ cdef inline void output_item(const Job* job, Py_ssize_t t, Py_ssize_t b, real* s
     out.y.held = out.dresidual.held = 0
     out.y.buffer, out.dresidual.buffer = <char*> buffers, <char*> (buffers + padded(PIECE + SPREAD))
     out.table, out.ld = job.table, job.channels
+    out.next = (next - t) * job.tile * job.inner if t < next < job.tiles else 0
     if job.inner < SHORT:
         # The backward's first half has left the first rows of the same tile.
         out.table = spread_table(job, c0, c1, BN_BETA + 1 if job.dy != NULL and job.blocks == 1 else 0,

@@ -25,6 +25,7 @@ cdef enum:
     LONG_BLOCK = 1024 * 1024   # the same at most where there is one half: the processor's prefetch begins anew in each
     BLOCKS = 64                # blocks of an array between, where there is one half
     SCATTERED = 16 * 1024      # bytes of a block that follow one another: 0.31 ns a value at (5349,64,784), not 0.44
+    CHAIN = 4 * 1024 * 1024    # bytes of a channel at most, and twice those of a tile, of which L3 holds two a thread
     TILES = 16                 # tiles wanted, so that threads find work until the end
     PARTIALS = 40960           # at most this many partial results of each kind: 1 MB
     STATISTICS = 3             # partial results of a channel: mean less base, M2, base
@@ -56,6 +57,7 @@ cdef struct Job:
     double momentum, eps, slope
     bint unbiased, frozen, stream
     int activation
+    bint chained                     # the second half of a tile fetches the thread's next tile
     bint fetch                       # the second half asks for memory ahead
     bint grouped                     # statistics of columns: closer, for Moments; slower
     bint plain                       # no tile needs to ask `bn_plain` again
@@ -109,12 +111,16 @@ cdef inline void plan(Job* job, Py_ssize_t itemsize, Py_ssize_t arrays, bint sta
         tile = max(narrowest, min(widest, CACHE // max(1, channel_bytes), ceil_div(job.channels, TILES)))
         if channel_bytes * job.channels > ONE_TILE:
             job.tile = tile
-            # A tile that the cache does not hold, or too few tiles to share out: cut the samples.
+            # A tile that L2 does not hold, or too few tiles to share out: take what L3 holds, or cut the samples.
             if (tile * channel_bytes > CACHE or lines_of_a_set(job, tile, itemsize) > WAYS
                     or ceil_div(job.channels, tile) < TILES // 2):
-                cut_samples(job, widest, itemsize * arrays, BLOCK)
-                if job.blocks < 2:
-                    job.tile, job.blocks = tile, 1
+                job.chained = not job.columns and channel_bytes <= CHAIN and job.channels >= TILES // 2
+                if job.chained:
+                    job.tile = max(1, min(widest, CHAIN // 2 // channel_bytes, job.channels // (TILES // 2)))
+                else:
+                    cut_samples(job, widest, itemsize * arrays, BLOCK)
+                    if job.blocks < 2:
+                        job.tile, job.blocks = tile, 1
     else:
         block = max(<Py_ssize_t> BLOCK, min(<Py_ssize_t> LONG_BLOCK, channel_bytes * job.channels // BLOCKS))
         cut_samples(job, job.channels if job.inner >= SHORT else widest, itemsize, block)

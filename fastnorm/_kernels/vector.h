@@ -61,8 +61,18 @@
    the processor's own prefetch stops at the end of a page, and what it could find out by running ahead is hidden behind
    the other instructions. */
 enum { FETCH_AHEAD = 4096 };
-static inline void fetch_ahead(const void *from, size_t n_bytes) {
-    for (size_t i = 0; i < n_bytes; i += 64) PREFETCH((const char *)from + FETCH_AHEAD + i);
+static inline void fetch(const void *from, size_t n_bytes) {
+    for (size_t i = 0; i < n_bytes; i += 64) PREFETCH((const char *)from + i);
+}
+static inline void fetch_ahead(const void *from, size_t n_bytes) { fetch((const char *)from + FETCH_AHEAD, n_bytes); }
+
+/* The next of the numbers that several threads take. */
+static inline ptrdiff_t claim(ptrdiff_t *next) {
+#if defined(_MSC_VER)
+    return (ptrdiff_t)_InterlockedExchangeAdd64((volatile __int64 *)next, 1);
+#else
+    return __atomic_fetch_add(next, 1, __ATOMIC_RELAXED);
+#endif
 }
 
 #define SIMD _Pragma("omp simd")

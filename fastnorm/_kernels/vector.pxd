@@ -22,7 +22,9 @@ cdef extern from "vector.h" nogil:
     const char* fastnorm_build_flags()
     void stream_copy(void* dst, const void* src, size_t n_bytes)
     void stream_fence()
+    void fetch(const void* start, size_t n_bytes)
     void fetch_ahead(const void* start, size_t n_bytes)
+    Py_ssize_t claim(Py_ssize_t* next)
     void* scratch_alloc(size_t n_bytes)
     void scratch_free(void* scratch)
 
