@@ -77,6 +77,22 @@ def test_second_derivatives_are_refused(function, rng):
         grad(penalty)(rng.standard_normal((3, 2)))
 
 
+def test_running_statistics_may_be_differentiated_around(rng):
+    """In a dict of everything, say: to autograd they are constants, whose gradient is 0."""
+    x = rng.standard_normal((6, 3))
+    params = {"gamma": np.ones(3), "beta": np.zeros(3), "mean": np.zeros(3), "var": np.ones(3)}
+
+    def loss(params):
+        y = fast.batch_norm(x, params["gamma"], params["beta"], params["mean"], params["var"])
+        return anp.sum(y ** 3)
+
+    gradients = grad(loss)(params)
+    expected = grad(lambda gamma: anp.sum(fast.batch_norm(x, gamma, params["beta"]) ** 3))(params["gamma"])
+    np.testing.assert_array_equal(gradients["gamma"], expected)
+    np.testing.assert_array_equal(gradients["mean"], np.zeros(3))
+    assert not np.array_equal(params["var"], np.ones(3))  # updated
+
+
 @pytest.mark.parametrize("function", [
     fast.batch_norm, fast.relu, lambda x, out: fast.softmax_cross_entropy(x, np.array([0, 1, 0]), out=out)])
 def test_out_is_refused(function):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import runpy
 import sys
@@ -180,6 +181,21 @@ def test_numbers_may_be_tensors_and_state_may_begin_late(parameters):
     assert_same_parameters(ours, theirs)
 
 
+def test_dampening_is_of_the_momentum_that_a_schedule_takes_away_and_betas_may_be_tensors(parameters):
+    betas = torch.tensor(0.8, dtype=torch.float64), torch.tensor(0.99, dtype=torch.float64)
+    for make in (lambda module, params: module.SGD(params, lr=0.1, momentum=0.9, dampening=0.5),
+                 lambda module, params: module.Adam(params, lr=0.1, betas=betas)):
+        ours, theirs = parameters(), parameters()
+        optimizer, expected = make(fast, ours), make(torch.optim, theirs)
+        for step, momentum in enumerate((0.9, 0.9, 0.0, 0.9)):
+            for params, each in ((ours, optimizer), (theirs, expected)):
+                if "momentum" in each.param_groups[0]:
+                    each.param_groups[0]["momentum"] = momentum
+                set_gradients(params, step)
+                each.step()
+        assert_same_parameters(ours, theirs)
+
+
 def test_step_writes_the_tensors_own_memory_and_tells_autograd(parameters):
     params = parameters()
     addresses = [param.data_ptr() for param in params]
@@ -232,6 +248,31 @@ def test_a_step_that_raises_has_changed_nothing(name):
         optimizer.step()
     assert first.detach().tolist() == [1.0, 1.0]
     assert str(optimizer.state_dict()["state"]) == str(before)
+
+
+@pytest.mark.parametrize("wrong", ["lr", "state"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_group_that_is_wrong_leaves_the_ones_before_it_alone(name, wrong):
+    first, second = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(3))
+    options = {"momentum": 0.9} if name == "SGD" else {}
+    optimizer = getattr(fast, name)([{"params": first}, {"params": second}], lr=0.1, **options)
+    first.grad, second.grad = torch.ones(2), torch.ones(3)
+    optimizer.step()
+    before = copy.deepcopy([first, optimizer.state_dict()["state"]])
+    if wrong == "lr":
+        optimizer.param_groups[1]["lr"] = -1.0
+    else:  # which stays float32
+        second.data, second.grad = second.data.double(), second.grad.double()
+    error, message = (ValueError, "lr: expected") if wrong == "lr" else (TypeError, "float64")
+    with pytest.raises(error, match=message):
+        optimizer.step()
+    assert str([first, optimizer.state_dict()["state"]]) == str(before)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_update_and_its_check_take_the_same_arguments(name):
+    kind = getattr(fast, name)
+    assert list(inspect.signature(kind._update).parameters) == list(inspect.signature(kind._check).parameters)
 
 
 @pytest.mark.parametrize("name", ["Adam", "AdamW", "RMSprop"])
@@ -338,6 +379,7 @@ def test_batch_norm_strided_input_and_few_gradients():
     ({"residual": torch.ones(4, 2)}, ValueError, "residual: expected shape"),
     ({"activation": "gelu"}, ValueError, "activation: expected one of"),
     ({"momentum": 2.0}, ValueError, "momentum"),
+    ({"input": torch.ones(1, 3)}, ValueError, "input: expected more than one value per channel"),
 ])
 def test_batch_norm_errors_change_nothing(change, error, message):
     arguments = {"input": torch.ones(4, 3), "running_mean": torch.ones(3), "running_var": torch.ones(3),
@@ -391,11 +433,20 @@ def test_cross_entropy_gradient_can_be_asked_for_twice():
     np.testing.assert_array_equal(logits.grad.numpy(), (2 * once).numpy())
 
 
+def test_cross_entropy_gradient_is_the_callers_own_where_the_graph_is_kept():
+    logits = batch((3, 5)).requires_grad_()
+    loss = fast.cross_entropy(logits, torch.tensor([1, 0, 4]))
+    first, = torch.autograd.grad(loss, logits, retain_graph=True)
+    before = first.clone()
+    first.zero_()
+    assert torch.equal(torch.autograd.grad(loss, logits)[0], before)
+
+
 @pytest.mark.usefixtures("way")
 @pytest.mark.parametrize(("change", "error", "message"), [
     ({"input": torch.zeros(2, 3, dtype=torch.float16)}, TypeError, "input: .*got torch.float16"),
     ({"target": torch.zeros(2, device="meta", dtype=torch.int64)}, TypeError, "target: .*device meta"),
-    ({"target": torch.tensor([0, 3])}, ValueError, "got 3 at position 1"),
+    ({"target": torch.tensor([0, 3])}, ValueError, "target: .*got 3 at position 1"),
     ({"target": torch.zeros(2, 3, requires_grad=True)}, ValueError, "target: expected a tensor that requires no"),
     ({"weight": torch.ones(3, dtype=torch.float64)}, TypeError, "weight: expected dtype torch.float32"),
     ({"reduction": "all"}, ValueError, "reduction: expected one of"),
@@ -432,6 +483,71 @@ def test_cross_entropy_is_a_well_behaved_operator(reduction):
     torch.library.opcheck(torch.ops.fastnorm.cross_entropy.default, (
         batch((2, 5, 3, 4), "channels_last").requires_grad_(), torch.zeros((2, 3, 4), dtype=torch.int64), None, -100,
         reduction, 0.0))
+
+
+TARGET = torch.tensor([1, 0, 4])
+WEIGHT, BIAS = torch.linspace(0.5, 2, 5, dtype=torch.float64), torch.linspace(-1, 1, 5, dtype=torch.float64)
+
+
+def transformed(module, reduction="mean"):
+    """Functions of x, and for batch norm of its parameters, that `torch.func` transforms."""
+    def loss(x):
+        return module.cross_entropy(x, TARGET, reduction=reduction)
+
+    def norm(x, weight=WEIGHT, bias=BIAS):
+        return (module.batch_norm(x, None, None, weight, bias, training=True) ** 3).sum()
+
+    return loss, norm
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # of vmap, which runs an operator row by row
+def test_reverse_mode_of_torch_func():
+    x, several = batch((3, 5)), batch((2, 3, 5))
+    results = []
+    for module in (fast, functional):
+        loss, norm = transformed(module)
+        rows, _ = transformed(module, "none")
+        mean, var = torch.zeros(5, dtype=torch.float64), torch.ones(5, dtype=torch.float64)
+
+        def with_statistics(x, module=module, mean=mean, var=var):
+            return (module.batch_norm(x, mean, var, WEIGHT, BIAS, training=True) ** 3).sum()
+
+        results.append([
+            torch.func.grad(loss)(x), torch.func.jacrev(loss)(x), torch.func.jacrev(rows)(x),
+            torch.func.vjp(loss, x)[1](torch.tensor(2.0, dtype=torch.float64))[0],
+            torch.func.vmap(loss)(several), torch.func.vmap(torch.func.grad(loss))(several),
+            *torch.func.grad(norm, argnums=(0, 1, 2))(x, WEIGHT, BIAS),
+            torch.func.grad(norm, argnums=1)(x, WEIGHT, BIAS),
+            # PyTorch has no rule for this one
+            torch.func.vmap(torch.func.grad(norm))(several) if module is fast else torch.stack(
+                [torch.func.grad(norm)(each) for each in several]),
+            torch.func.grad(with_statistics)(x), mean, var])
+    for ours, theirs in zip(*results, strict=True):
+        assert_close(ours.numpy(), theirs.numpy(), ulps=1000, scale=100)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # PyTorch's own, in forward mode
+@pytest.mark.parametrize("at", [0, 1], ids=["cross_entropy", "batch_norm"])
+def test_what_torch_func_cannot_have_is_refused(at):
+    """Not a gradient of 0, which is what PyTorch takes the unknown for."""
+    function, x = transformed(fast)[at], batch((3, 5))
+    for transform in (lambda: torch.func.jvp(function, (x,), (x,)), lambda: torch.func.jacfwd(function)(x)):
+        with pytest.raises(NotImplementedError, match="expected reverse-mode"):
+            transform()
+    with pytest.raises(NotImplementedError, match="gradients of the gradient"):
+        torch.func.grad(lambda x: torch.func.grad(function)(x).pow(2).sum())(x)
+
+
+def test_gradient_of_batch_norms_gradient_by_its_weight_is_refused():
+    """Nothing that autograd sees in the gradient depends on the weight: dy is constant."""
+    x = batch((3, 5))
+
+    def gradient_of_a_linear_loss(weight):
+        return torch.func.grad(
+            lambda a: (fast.batch_norm(a, None, None, weight, None, training=True) * x).sum())(x).pow(2).sum()
+
+    with pytest.raises(NotImplementedError, match="gradients of the gradient"):
+        torch.func.grad(gradient_of_a_linear_loss)(WEIGHT)
 
 
 def test_compilers_trace_a_training_step():
@@ -501,6 +617,26 @@ def test_accelerated_model_computes_the_same_and_restores():
     assert [type(each) for each in model.modules()] == [type(each) for each in plain.modules()]
     assert all(a is b for a, b in zip(before, model.parameters(), strict=True))
     assert repr(model) == repr(plain)
+
+
+@pytest.mark.parametrize("at", [1, 2], ids=["batch norm", "ReLU"])
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook",
+                                      "register_full_backward_hook", "register_full_backward_pre_hook"])
+def test_modules_with_hooks_keep_their_relu(at, register):
+    """A hook is heard, and sees what it saw before."""
+    torch.manual_seed(0)
+    plain, seen = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.ReLU()).double(), []
+    getattr(plain[at], register)(lambda _, *values: seen.extend(values))
+    results = []
+    for model in (plain, fast.accelerate(copy.deepcopy(plain))):
+        seen.clear()
+        model(batch((5, 4)).requires_grad_()).pow(2).sum().backward()
+        results.append([tensor.detach() for value in seen
+                        for tensor in (value if isinstance(value, tuple) else (value,))])
+    assert type(model[2]) is nn.ReLU
+    assert results[0]
+    for ours, theirs in zip(*results, strict=True):
+        assert_close(ours.numpy(), theirs.numpy(), ulps=1000, scale=100)
 
 
 def test_accelerate_takes_one_module_and_refuses_others():

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from autograd.extend import defvjp, defvjp_argnums, primitive
+from autograd.tracer import getval, isbox
 
 import fastnorm
 
@@ -28,6 +29,13 @@ class _Kept:
 def _like(gradient: Any, result: Array) -> Array:
     """An incoming gradient as the kernels need it: autograd may give a scalar of another dtype."""
     return np.asarray(gradient, result.dtype)
+
+
+def _constant(value: Any) -> Any:
+    """The array in what may be autograd's box, as it is for everything in a dict that is differentiated."""
+    while isbox(value):
+        value = getval(value)
+    return value
 
 
 def _refuse_out(options: dict[str, Any]) -> None:
@@ -104,7 +112,7 @@ def batch_norm(x: Array, gamma: Array | None = None, beta: Array | None = None, 
     array([6.])
     """
     _refuse_out(options)
-    options = {"running_mean": running_mean, "running_var": running_var, **options}
+    options = {"running_mean": _constant(running_mean), "running_var": _constant(running_var), **options}
     y: Array = _batch_norm(x, gamma, beta, residual, _Kept(), options)
     return y
 

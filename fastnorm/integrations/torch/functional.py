@@ -6,11 +6,13 @@
 # PyTorch, so that their strides are those that the fake implementation promises to a compiler.
 #
 # An operator written in Python costs 50 to 70 us a call. Where nobody but autograd looks (`is_eager`), a
-# `torch.autograd.Function` calls the same kernels.
+# `torch.autograd.Function` calls the same kernels. The transforms of `torch.func` cannot differentiate an operator
+# written in Python: for them, too, there is a Function, which calls the operator.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -32,18 +34,60 @@ from .tensors import array, check_memory, check_tensor, optional_array
 __all__ = ["batch_norm", "cross_entropy"]
 
 CHANNELS = 1  # the axis, in every format of PyTorch
+ARGUMENTS = {"x": "input", "gamma": "weight", "beta": "bias", "logits": "input", "targets": "target"}  # ours, PyTorch's
 
 
 def is_eager() -> bool:
-    """Whether operations are just carried out: not compiled, traced, transformed or seen by a dispatch mode."""
-    return not (torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack()
-                or torch._C._are_functorch_transforms_active())
+    """Whether operations are just carried out: not compiled, traced or seen by a dispatch mode."""
+    return not (torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack())
+
+
+def is_transformed() -> bool:
+    """Whether this is inside a transform of `torch.func`, and not compiled with it."""
+    return torch._C._are_functorch_transforms_active() and not torch.compiler.is_compiling()
 
 
 def _refuse_second_order(name: str) -> None:
     """Raise where the gradient itself is to be differentiated; autograd would take parts of it for constants."""
     if torch.is_grad_enabled():
         raise NotImplementedError(f"{name}: expected create_graph=False: gradients of the gradient are not implemented")
+
+
+def _in_terms_of_torch(error: TypeError | ValueError) -> TypeError | ValueError:
+    """The same error with the name that the argument has here."""
+    name, colon, rest = str(error).partition(":")
+    return type(error)(ARGUMENTS.get(name, name) + colon + rest)
+
+
+# What autograd does not differentiate, it takes for a constant, without a word. So under a transform, which asks for a
+# graph whether it will be used or not, everything that a gradient is made of is differentiable, and raises.
+
+
+class _Transformed(torch.autograd.Function):
+    """What Functions for transforms share."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise NotImplementedError("batch_norm and cross_entropy: expected reverse-mode differentiation (grad, vjp, "
+                                  "jacrev): forward mode is not implemented")
+
+
+class _Gradient(_Transformed):
+    """``compute(*inputs)``, a gradient."""
+
+    @staticmethod
+    def forward(compute: Callable[..., Any], *inputs: Any) -> Any:
+        return compute(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        raise NotImplementedError("batch_norm and cross_entropy: gradients of the gradient are not implemented")
 
 
 # -- batch norm --------------------------------------------------------------------------------------------------------
@@ -56,10 +100,13 @@ def _forward(
 ) -> tuple[torch.Tensor, BatchNormCache]:
     """y, and what the gradient needs; running statistics are updated in place."""
     y = torch.empty_like(x)
-    _, cache = batch_norm_forward(
-        array(x), optional_array(weight), optional_array(bias), optional_array(running_mean),
-        optional_array(running_var), axis=CHANNELS, training=training, momentum=momentum, eps=eps,
-        activation=activation, negative_slope=negative_slope, residual=optional_array(residual), out=array(y))
+    try:
+        _, cache = batch_norm_forward(
+            array(x), optional_array(weight), optional_array(bias), optional_array(running_mean),
+            optional_array(running_var), axis=CHANNELS, training=training, momentum=momentum, eps=eps,
+            activation=activation, negative_slope=negative_slope, residual=optional_array(residual), out=array(y))
+    except (TypeError, ValueError) as error:
+        raise _in_terms_of_torch(error) from None
     return y, cache
 
 
@@ -125,10 +172,11 @@ def _batch_norm_backward_shapes(dy: Any, x: Any, residual: Any, table: Any, wide
             x.new_empty(0) if residual is None else torch.empty_like(x))
 
 
-def _save_batch_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+def _save_batch_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...],
+                     non_differentiable: tuple[torch.Tensor, ...] | None = None) -> None:
     x, *_, residual, training, _, _, activation, negative_slope = inputs
-    _, table, wide_table, *new_statistics = output
-    ctx.mark_non_differentiable(table, wide_table, *new_statistics)
+    _, table, wide_table, *_ = output
+    ctx.mark_non_differentiable(*(output[1:] if non_differentiable is None else non_differentiable))
     ctx.save_for_backward(x, residual, table, wide_table)
     ctx.options = training, activation, negative_slope
 
@@ -165,6 +213,30 @@ class _EagerBatchNorm(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         _refuse_second_order("batch_norm")
         return _as_needed(ctx, *_backward(*gradients, *ctx.saved_tensors, *ctx.rest))
+
+
+class _TransformedBatchNorm(_Transformed):
+    """The operator, and its running statistics copied back where nothing is transformed any more."""
+
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[torch.Tensor, ...]:
+        outputs: tuple[torch.Tensor, ...] = _batch_norm(*inputs)
+        _, running_mean, running_var, *_ = inputs
+        for running, new in zip((running_mean, running_var), outputs[-2:], strict=True):
+            if running is not None and new.numel():
+                running.copy_(new)
+        return outputs
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+        _save_batch_norm(ctx, inputs, output, non_differentiable=output[-2:])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, dy: torch.Tensor | None, *others: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        if dy is None or any(other is not None for other in others):
+            return _Gradient.backward(ctx)  # type: ignore[no-any-return]  # it raises
+        return _as_needed(ctx, *_Gradient.apply(_batch_norm_backward, dy, *ctx.saved_tensors, *ctx.options))
 
 
 def batch_norm(input: torch.Tensor, running_mean: torch.Tensor | None, running_var: torch.Tensor | None,
@@ -209,12 +281,13 @@ def batch_norm(input: torch.Tensor, running_mean: torch.Tensor | None, running_v
     ValueError
         If a shape or a range is wrong, or training has fewer than two values per channel. Nothing has changed then.
     NotImplementedError
-        In a backward pass with ``create_graph=True``.
+        In a backward pass with ``create_graph=True``; in forward-mode differentiation (``torch.func.jvp``).
 
     Notes
     -----
-    Compiled, traced and transformed (`torch.func`), this is the operator ``fastnorm::batch_norm``. PyTorch spends some
-    50 microseconds a call on an operator written in Python, which eager calls do without.
+    Compiled, traced and transformed (`torch.func`: ``grad``, ``vjp``, ``jacrev``, ``vmap``), this is the operator
+    ``fastnorm::batch_norm``. PyTorch spends some 50 microseconds a call on an operator written in Python, which eager
+    calls do without.
 
     Examples
     --------
@@ -230,6 +303,9 @@ def batch_norm(input: torch.Tensor, running_mean: torch.Tensor | None, running_v
     inputs = (input, running_mean, running_var, weight, bias, residual, training, momentum, eps, activation,
               negative_slope)
     y: torch.Tensor
+    if is_transformed():
+        y, *_ = _TransformedBatchNorm.apply(*inputs)
+        return y
     if is_eager():
         y = _EagerBatchNorm.apply(*inputs)
         if training and running_mean is not None and running_var is not None:
@@ -265,9 +341,12 @@ def _loss_and_gradient(logits: torch.Tensor, target: torch.Tensor, weight: torch
                        reduction: str, label_smoothing: float) -> tuple[torch.Tensor, torch.Tensor]:
     """The loss, and its gradient by the logits."""
     gradient = torch.empty_like(logits)
-    loss, _ = softmax_cross_entropy(
-        array(logits), array(target), axis=_class_axis(logits), weight=optional_array(weight),
-        ignore_index=ignore_index, label_smoothing=label_smoothing, reduction=reduction, out=array(gradient))
+    try:
+        loss, _ = softmax_cross_entropy(
+            array(logits), array(target), axis=_class_axis(logits), weight=optional_array(weight),
+            ignore_index=ignore_index, label_smoothing=label_smoothing, reduction=reduction, out=array(gradient))
+    except (TypeError, ValueError) as error:
+        raise _in_terms_of_torch(error) from None
     return torch.from_numpy(np.asarray(loss, order="C")), gradient
 
 
@@ -301,6 +380,9 @@ def _differentiate_cross_entropy(ctx: Any, dloss: torch.Tensor, _: Any) -> tuple
         gradient = gradient * dloss.unsqueeze(_class_axis(gradient))
     elif type(dloss) is not torch.Tensor or dloss.item() != 1.0:  # a tracer's tensor has no value to look at
         gradient = gradient * dloss
+    elif torch._C._autograd._get_current_graph_task_keep_graph():
+        # It may be asked for again, when the caller has written to this one.
+        gradient = gradient.clone()
     return gradient, *[None] * 5
 
 
@@ -321,6 +403,34 @@ class _EagerCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         return _differentiate_cross_entropy(ctx, gradients[0], None)
+
+
+def _scaled(gradient: torch.Tensor, dloss: torch.Tensor, axis: int | None) -> torch.Tensor:
+    return gradient * (dloss if axis is None else dloss.unsqueeze(axis))
+
+
+class _TransformedCrossEntropy(_Transformed):
+    """The operator."""
+
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        outputs: tuple[torch.Tensor, torch.Tensor] = _cross_entropy(*inputs)
+        return outputs
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
+        ctx.save_for_backward(output[1])
+        ctx.set_materialize_grads(False)
+        ctx.reduction = inputs[4]
+
+    @staticmethod
+    def backward(ctx: Any, dloss: torch.Tensor | None, dgradient: torch.Tensor | None,
+                 ) -> tuple[torch.Tensor | None, ...]:
+        if dloss is None or dgradient is not None:
+            return _Gradient.backward(ctx)  # type: ignore[no-any-return]  # it raises
+        (gradient,) = ctx.saved_tensors
+        axis = _class_axis(gradient) if ctx.reduction == "none" else None
+        return _Gradient.apply(_scaled, gradient, dloss, axis), *[None] * 5
 
 
 def cross_entropy(input: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None,
@@ -361,7 +471,7 @@ def cross_entropy(input: torch.Tensor, target: torch.Tensor, weight: torch.Tenso
         If a shape or a range is wrong, a label is out of range, ``size_average`` or ``reduce`` is given, or a gradient
         by ``target`` or ``weight`` is asked for.
     NotImplementedError
-        In a backward pass with ``create_graph=True``.
+        In a backward pass with ``create_graph=True``; in forward-mode differentiation (``torch.func.jvp``).
 
     Examples
     --------
@@ -388,7 +498,9 @@ def cross_entropy(input: torch.Tensor, target: torch.Tensor, weight: torch.Tenso
     check_choice("reduction", reduction, ("mean", "sum", "none"))
     inputs = input, target, weight, ignore_index, reduction, label_smoothing
     loss: torch.Tensor
-    if is_eager():
+    if is_transformed():
+        loss, _ = _TransformedCrossEntropy.apply(*inputs)
+    elif is_eager():
         loss = _EagerCrossEntropy.apply(*inputs)
     else:
         loss, _ = _cross_entropy(*inputs)

@@ -78,8 +78,9 @@ def accelerate(module: Model, *, fuse_relu: bool = True) -> Model:
         The model; it may be a batch norm itself. Subclasses of PyTorch's batch norms are left alone.
     fuse_relu : bool, default True
         In an ``nn.Sequential``, let a batch norm compute the ``nn.ReLU`` right behind it too, and put a module that
-        does nothing in its place. The output of the batch norm alone (to a forward hook, say) is then the rectified
-        one. A batch norm that is registered in several places keeps its ReLU.
+        does nothing in its place. The output of the batch norm alone is then the rectified one: where a model calls
+        it without its ReLU (by its index, or as part of a slice), or where one of both is replaced later, pass False.
+        A batch norm that is registered in several places is not fused, and neither are modules that have hooks.
 
     Returns
     -------
@@ -117,9 +118,16 @@ def accelerate(module: Model, *, fuse_relu: bool = True) -> Model:
 
 def _fuse_relu(sequence: nn.Sequential, places: Counter[int]) -> None:
     for at, (norm, relu) in enumerate(pairwise(list(sequence)), 1):
-        if type(norm) in _ORIGINALS and type(relu) is nn.ReLU and places[id(norm)] == 1:
+        if (type(norm) in _ORIGINALS and type(relu) is nn.ReLU and places[id(norm)] == 1
+                and not _has_hooks(norm) and not _has_hooks(relu)):
             norm.activation = "relu"
             sequence[at] = FusedReLU(relu)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    """Whether somebody looks at what goes into a module or comes out of it."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+                or module._backward_pre_hooks)
 
 
 def restore(module: Model) -> Model:

@@ -8,11 +8,13 @@ parameters of a group that have taken as many steps.
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import Parameter, signature
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 
 from ... import updates
+from ..._arrays import Array
 from .tensors import array, check_tensor, is_plain
 
 __all__ = ["SGD", "Adagrad", "Adam", "AdamW", "RMSprop"]
@@ -30,15 +32,34 @@ class _Batch(NamedTuple):
     grads: list[torch.Tensor]
 
 
+class _Call(NamedTuple):
+    """The arguments of an update of one batch, and what they were made from."""
+
+    params: list[torch.Tensor]
+    states: list[State]
+    arrays: tuple[list[Array], list[Array]]
+    options: dict[str, Any]
+
+
 class _Step(torch.optim.Optimizer):
     """The ``step`` that stands in front of an optimizer of PyTorch.
 
-    A subclass names the update, the options of a group that it takes, and the state that it takes (`_buffers`).
+    A subclass names the update, its check alone, the options of a group that it takes, and the state that it takes
+    (`_buffers`).
     """
 
     _update: ClassVar[Callable[..., None]]
+    _check: ClassVar[Callable[..., Any]]
+    _defaults: ClassVar[dict[str, Any]]  # of the update, which its check does not have
     _options: ClassVar[tuple[str, ...]]
     _counts_steps: ClassVar[bool] = True
+
+    def __init_subclass__(cls) -> None:
+        """Note the defaults of the update."""
+        super().__init_subclass__()
+        if hasattr(cls, "_update"):
+            cls._defaults = {name: parameter.default for name, parameter in signature(cls._update).parameters.items()
+                             if parameter.default is not Parameter.empty}
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a parameter group, as PyTorch's optimizers do.
@@ -76,10 +97,11 @@ class _Step(torch.optim.Optimizer):
         Raises
         ------
         TypeError
-            If a parameter or a gradient is not dense, not in CPU memory or neither float32 nor float64. Nothing has
-            changed then.
+            If a parameter or a gradient is not dense, not in CPU memory or neither float32 nor float64, or does not fit
+            its state.
         ValueError
-            If an option is out of its range, or ``capturable`` or ``differentiable`` is on.
+            If an option is out of its range, or ``capturable`` or ``differentiable`` is on. Nothing has changed then,
+            in no group.
         RuntimeError
             If a ``GradScaler`` expects the update to unscale the gradients, as it does with ``fused=True``.
         """
@@ -90,8 +112,12 @@ class _Step(torch.optim.Optimizer):
         if getattr(self, "grad_scale", None) is not None:
             raise RuntimeError("step: with fused=True, GradScaler leaves unscaling to the update, which fastnorm's "
                                "does not do: use fused=False")
-        for batch in [batch for at in range(len(self.param_groups)) for batch in self._batches(at)]:
-            self._run(batch)
+        updates = [self._prepare(batch) for at in range(len(self.param_groups)) for batch in self._batches(at)]
+        if len(updates) > 1:  # each checks its own arguments, but only when the ones before it have run
+            for update in updates:
+                self._check(*update.arrays, **{**self._defaults, **update.options})
+        for update in updates:
+            self._run(update)
         return loss
 
     def _batches(self, at: int) -> list[_Batch]:
@@ -114,18 +140,22 @@ class _Step(torch.optim.Optimizer):
             batch.grads.append(grad)
         return list(by_steps.values())
 
-    def _run(self, batch: _Batch) -> None:
-        """Update one batch. State that is not there yet is kept only once the update has worked."""
+    def _prepare(self, batch: _Batch) -> _Call:
+        """The call that updates a batch."""
         group, steps, params, grads = batch
         buffers = self._buffers(group)
         states = [self._state_of(param, group, buffers) for param in params]
-        arrays = {argument: [array(state[key]) for state in states] for key, argument in buffers.items()}
-        self._update([array(param) for param in params], [array(grad) for grad in grads],
-                     **arrays, **self._arguments(group, steps + 1))
-        torch.autograd.graph.increment_version(params)  # autograd must know that a saved parameter has changed
+        kept = {argument: [array(state[key]) for state in states] for key, argument in buffers.items()}
+        return _Call(params, states, ([array(param) for param in params], [array(grad) for grad in grads]),
+                     {**kept, **self._arguments(group, steps + 1)})
+
+    def _run(self, call: _Call) -> None:
+        """Update one batch. State that is not there yet is kept only once the update has worked."""
+        self._update(*call.arrays, **call.options)
+        torch.autograd.graph.increment_version(call.params)  # autograd must know that a saved parameter has changed
         if self._counts_steps:
-            torch._foreach_add_([state["step"] for state in states], 1)
-        for param, state in zip(params, states, strict=True):
+            torch._foreach_add_([state["step"] for state in call.states], 1)
+        for param, state in zip(call.params, call.states, strict=True):
             if state:
                 self.state[param] = state
 
@@ -179,7 +209,9 @@ def _check_options(group: Group) -> None:
 
 
 def _number(value: Any) -> Any:
-    """An option of a group; PyTorch lets numbers be tensors of one element."""
+    """An option of a group; PyTorch lets numbers be tensors of one element, and those of pairs, too."""
+    if isinstance(value, (list, tuple)):
+        return tuple([_number(each) for each in value])
     return value.item() if isinstance(value, torch.Tensor) else value
 
 
@@ -217,6 +249,7 @@ class SGD(_Step, torch.optim.SGD):
     """
 
     _update = staticmethod(updates.momentum_step)
+    _check = staticmethod(updates._check_momentum)
     _options = ("momentum", "dampening", "nesterov", "weight_decay", "maximize")
     _counts_steps = False
 
@@ -231,7 +264,7 @@ class SGD(_Step, torch.optim.SGD):
         arguments = super()._arguments(group, step)
         if not group["momentum"]:
             arguments["velocities"] = None
-        if step == 1:  # the velocity starts as the first gradient
+        if step == 1 or not group["momentum"]:  # the velocity starts as the first gradient, and without it, all counts
             arguments["dampening"] = 0.0
         return arguments
 
@@ -270,6 +303,7 @@ class RMSprop(_Step, torch.optim.RMSprop):
     """
 
     _update = staticmethod(updates.rmsprop_step)
+    _check = staticmethod(updates._check_rmsprop)
     _options = ("alpha", "eps", "weight_decay", "momentum", "centered", "maximize")
 
     def _buffers(self, group: Group) -> dict[str, str]:
@@ -285,6 +319,7 @@ class _AdamStep(_CountedStep):
     """What Adam and AdamW share."""
 
     _update = staticmethod(updates.adam_step)
+    _check = staticmethod(updates._check_adam)
     _options = ("betas", "eps", "weight_decay", "amsgrad", "maximize", "decoupled_weight_decay")
 
     def _buffers(self, group: Group) -> dict[str, str]:
@@ -396,6 +431,7 @@ class Adagrad(_CountedStep, torch.optim.Adagrad):
     """
 
     _update = staticmethod(updates.adagrad_step)
+    _check = staticmethod(updates._check_adagrad)
     _options = ("lr_decay", "eps", "weight_decay", "maximize")
 
     def _buffers(self, group: Group) -> dict[str, str]:
