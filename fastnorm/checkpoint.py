@@ -14,21 +14,29 @@ the same bytes.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import os
 import re
+import secrets
 import stat
-import threading
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from ._arrays import Array, as_array, has_protocol
+
+fcntl: Any
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 __all__ = ["load", "restore", "save"]
 
@@ -124,25 +132,69 @@ def _write(file: BinaryIO, text: bytes, arrays: list[Array]) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename outlast a loss of power, where the system can."""
+    """Make a rename outlast a loss of power, where the system can and lets us."""
     if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            descriptor = os.open(folder, os.O_RDONLY)
+        except PermissionError:  # a folder may be written to and not read
+            return
         try:
             os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # it has no such thing
+                raise
         finally:
             os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    """Take a file for as long as it is open; False if another one has it, or locks are unknown here."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def _temporary(target: Path) -> Iterator[BinaryIO]:
+    """A new file beside the target, of a name that nobody else has: not another thread, container or machine, and not a
+    signal handler that saves while this thread does. It is locked, so that one that is not has been left behind by a
+    process that was killed, and is removed.
+    """
+    start = "." + os.fsdecode(os.fsencode(target.name)[:200])
+    ours = re.compile(re.escape(start) + r"\.[0-9a-f]{16}\.tmp")
+    for entry in os.scandir(target.parent):
+        if ours.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+            with suppress(OSError), open(entry.path, "rb") as abandoned:
+                if _lock(abandoned.fileno()):
+                    os.unlink(entry.path)
+    while True:
+        path = target.with_name(f"{start}.{secrets.token_hex(8)}.tmp")
+        with open(path, "x+b") as file:
+            try:
+                _lock(file.fileno())
+                if fcntl is None or path.exists():  # else it was taken for an abandoned one, before it was locked
+                    yield file
+                    return
+            finally:
+                path.unlink(missing_ok=True)
 
 
 def save(path: str | os.PathLike[str], /, **states: Any) -> None:
     """Write states to a file, which is the old one or the new one at any moment, never half of one.
 
     The file is written beside its destination under another name, flushed to the disk, and renamed; then the folder is
-    flushed. A process that is killed meanwhile may leave the unfinished file, ``.NAME.NUMBER.tmp``.
+    flushed. A process that is killed meanwhile may leave the unfinished file, ``.NAME.NUMBER.tmp``; the next call that
+    saves to the same name removes it, on systems that have ``flock``.
 
     Parameters
     ----------
     path : str or path
-        Name of the file, used as it is; an existing file is replaced. A symbolic link is followed.
+        Name of the file, used as it is; an existing file is replaced, and its permissions are kept. A symbolic link is
+        followed.
     **states : object
         What to save, by name: layers, optimizers and other objects with a ``state_dict`` method, or values: arrays of
         numbers of any dtype and shape, numbers, strings, None, and dicts and lists of these.
@@ -152,7 +204,8 @@ def save(path: str | os.PathLike[str], /, **states: Any) -> None:
     TypeError
         If a value is of another kind, or a key of a dict is no string. The file has not been touched.
     ValueError
-        If everything but the arrays exceeds 16 MiB as JSON. The file has not been touched.
+        If everything but the arrays exceeds 16 MiB as JSON, a dict or list is within itself, or ``path`` is a device,
+        pipe or socket. The file has not been touched.
     OSError
         If the file cannot be written. A file that was there before still is.
 
@@ -169,23 +222,27 @@ def save(path: str | os.PathLike[str], /, **states: Any) -> None:
     {'epoch': 7}
     """
     arrays: list[Array] = []
-    tree = {name: _pack(name, value.state_dict() if hasattr(value, "state_dict") else value, arrays)
-            for name, value in states.items()}
-    text = json.dumps(tree).encode()
+    try:
+        tree = {name: _pack(name, value.state_dict() if hasattr(value, "state_dict") else value, arrays)
+                for name, value in states.items()}
+        text = json.dumps(tree).encode()
+    except RecursionError:
+        raise ValueError("states: expected dicts and lists that end, got some within themselves or too deep") from None
     if len(text) > MAX_TEXT:
         raise ValueError(f"states: expected at most {MAX_TEXT} bytes beside the arrays, got {len(text)}")
     target = Path(os.path.realpath(path))  # through a symbolic link, not in its place
-    # A name that no other thread of this machine writes to now, and no random one: what a killed container left behind,
-    # in which numbers begin anew, is overwritten by the next.
-    temporary = target.with_name(f".{target.name}.{threading.get_native_id()}.tmp")
-    try:
-        with open(temporary, "w+b") as file:
-            _write(file, text, arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    before = os.stat(target) if target.exists() else None
+    if before and not stat.S_ISREG(before.st_mode) and not stat.S_ISDIR(before.st_mode):
+        raise ValueError(f"{os.fspath(path)}: expected a file, got a device, pipe or socket")
+    with _temporary(target) as file:
+        if before and os.name == "posix":
+            os.fchmod(file.fileno(), stat.S_IMODE(before.st_mode))
+        _write(file, text, arrays)
+        file.flush()
+        os.fsync(file.fileno())
+        if os.name != "posix":  # elsewhere, an open file cannot be renamed
+            file.close()
+        os.replace(file.name, target)
     _sync_folder(target.parent)
 
 

@@ -453,6 +453,98 @@ def test_save_follows_a_symbolic_link_and_the_umask(tmp_path):
     assert (tmp_path / "real.npz").stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
+def test_permissions_are_kept(file):
+    checkpoint.save(file, epoch=1)
+    file.chmod(0o600)
+    checkpoint.save(file, epoch=2)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_a_save_within_a_save_leaves_both_whole(file, monkeypatch):
+    """A handler of SIGTERM saves while the thread that it interrupts does; then the process ends, or goes on."""
+    fsync, found = os.fsync, []
+
+    def interrupted(descriptor):
+        monkeypatch.setattr(os, "fsync", fsync)
+        checkpoint.save(file, epoch=3, a=np.zeros(5))
+        found.append(checkpoint.load(file)["epoch"])
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    checkpoint.save(file, epoch=2, a=np.ones(5000))
+    assert found == [3]
+    assert checkpoint.load(file)["epoch"] == 2
+    assert os.listdir(file.parent) == ["run.npz"]
+
+
+def test_what_a_killed_save_left_is_removed_and_what_another_writes_is_not(file):
+    fcntl = pytest.importorskip("fcntl")
+    abandoned, busy, other, victim = (
+        file.with_name(name) for name in (".run.npz.0123456789abcdef.tmp", ".run.npz.fedcba9876543210.tmp",
+                                          ".run.npz.backup.tmp", "victim"))
+    for path in (abandoned, busy, other, victim):
+        path.write_bytes(b"bytes")
+    link = file.with_name(".run.npz.00000000000000ff.tmp")
+    link.symlink_to(victim)
+    with open(busy, "rb") as writer:
+        fcntl.flock(writer, fcntl.LOCK_EX)
+        checkpoint.save(file, epoch=1)
+    assert {path.name for path in file.parent.iterdir()} == {path.name for path in (file, busy, other, victim, link)}
+    assert victim.read_bytes() == b"bytes"
+    checkpoint.save(file, epoch=2)
+    assert not busy.exists()
+
+
+def test_a_file_taken_for_an_abandoned_one_is_made_again(file, monkeypatch):
+    """By another call of save, before it could be locked."""
+    lock, removed = checkpoint._lock, []
+
+    def too_late(descriptor):
+        if not removed:
+            removed.extend(file.parent.glob(".run.npz.*.tmp"))
+            removed[0].unlink()
+        return lock(descriptor)
+
+    monkeypatch.setattr(checkpoint, "_lock", too_late)
+    checkpoint.save(file, epoch=1)
+    assert len(removed) == 1
+    assert checkpoint.load(file) == {"epoch": 1}
+
+
+def test_destinations_that_are_odd(file, tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="pipe: expected a file, got a device, pipe or socket"):
+        checkpoint.save(tmp_path / "pipe", epoch=1)
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    with pytest.raises(IsADirectoryError):
+        checkpoint.save(tmp_path, epoch=1)
+    long = tmp_path / ("ä" * 120 + ".npz")  # 244 of the 255 bytes that a name may have
+    checkpoint.save(long, epoch=1)
+    assert checkpoint.load(long) == {"epoch": 1}
+    os_open = os.open
+
+    def unreadable(path, *rest, **options):
+        if os.path.isdir(path):
+            raise PermissionError(13, "Permission denied")
+        return os_open(path, *rest, **options)
+
+    monkeypatch.setattr(os, "open", unreadable)
+    checkpoint.save(file, epoch=1)  # all but the flush of its folder
+    assert checkpoint.load(file) == {"epoch": 1}
+
+
+def test_states_within_themselves_are_refused(file):
+    endless = []
+    endless.append(endless)
+    deep = 0
+    for _ in range(100_000):
+        deep = [deep]
+    for state in (endless, deep):
+        with pytest.raises(ValueError, match="states: expected dicts and lists that end"):
+            checkpoint.save(file, state=state)
+    assert not file.exists()
+
+
 def test_threads_that_save_to_one_name_do_not_mix(file):
     def save(k):
         for _ in range(20):
