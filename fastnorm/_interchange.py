@@ -22,9 +22,6 @@ Array = np.ndarray[Any, np.dtype[Any]]
 # DLPack's numbers for memory that the CPU reads and writes: kDLCPU, kDLCUDAHost, kDLROCMHost, kDLCUDAManaged. They are
 # those that `numpy.from_dlpack` takes.
 CPU_DEVICES = (1, 3, 11, 13)
-# What libraries raise where they cannot export: a tensor that requires a gradient, a dtype that NumPy does not have, a
-# traced or deleted array, memory that is not strided.
-REFUSALS = (AttributeError, BufferError, RuntimeError, TypeError, ValueError)
 
 
 class SupportsDLPack(Protocol):
@@ -76,26 +73,35 @@ def _check_device(name: str, a: Any) -> None:
     """Require memory of the CPU, as far as the object says where its memory is."""
     try:
         device, _ = a.__dlpack_device__()
-    except REFUSALS:  # no such method, several devices, or none: `__array__` decides
+        number = int(device)
+    except Exception:  # no such method, several devices, or none: `__array__` decides
         return
-    if int(device) not in CPU_DEVICES:
+    if number not in CPU_DEVICES:
         raise TypeError(f"{name}: expected an array in CPU memory, got {type(a).__name__} on device "
                         f"{getattr(device, 'name', f'type {device}')}")
 
 
 def _exports(a: Any, **options: Any) -> Iterator[Array | Exception]:
-    """What each protocol of the object gives in turn, an array or its error; ``options`` are handed to it."""
+    """What each protocol of the object gives in turn, an array or its error; ``options`` are handed to it.
+
+    Libraries raise what they like where they cannot export: for a tensor that requires a gradient, a dtype that NumPy
+    does not have, a traced or deleted array, memory that is not strided, a file that is gone.
+    """
     if _has(a, "__dlpack__"):
         try:
             yield np.from_dlpack(a, **options)
-        except REFUSALS as error:
+        except MemoryError:
+            raise
+        except Exception as error:
             yield error
     if _has(a, "__array__"):
         try:
             array = a.__array__(**options)
             yield array if isinstance(array, np.ndarray) else TypeError(
                 f"__array__ returned {type(array).__name__}")
-        except REFUSALS as error:
+        except MemoryError:
+            raise
+        except Exception as error:
             yield error
 
 

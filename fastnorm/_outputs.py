@@ -57,6 +57,8 @@ def set_output_pool(n_bytes: int) -> None:
     about its size. A training loop, whose steps return the same shapes again and again, then does not pay for fresh
     pages: for 200 MB, they take as long as the computation. The memory that waits counts as used by this process in
     most tools, but the system takes it as soon as it needs it (``MADV_FREE``). ``out=`` avoids fresh pages as well.
+    A limit of the process's address space (``RLIMIT_AS``) does count it: outputs of fastnorm get what waits then, but
+    other allocations do not. There, set a lower limit here, or 0.
 
     The default is a sixteenth of the machine's memory, at most 4 GB, or the environment variable
     ``FASTNORM_OUTPUT_POOL``, in bytes, read at import.

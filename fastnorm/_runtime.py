@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import math
 import os
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -104,7 +105,9 @@ kernels.load(_level)
 # Plain module globals, each read or replaced in one step: safe from many threads, with the GIL or without.
 _num_threads = _threads_from_environment()  # what was asked for; None: what the machine offers
 _openmp_threads = _facts.openmp_max_threads()  # OpenMP's own number at import: a lower one later is a limit
-_openmp_was_told = bool(os.environ.get("OMP_NUM_THREADS"))
+# As OpenMP understands it: with anything else, libgomp goes by the processors that it finds.
+_POSITIVE = r"\s*0*[1-9][0-9]*\s*"
+_openmp_was_told = re.fullmatch(f"{_POSITIVE}(,{_POSITIVE})*", os.environ.get("OMP_NUM_THREADS", "")) is not None
 _quota = math.ceil(min(cpu_quota(), MAX_THREADS))
 _workers_released = True  # before the last fork
 _one_thread_only = not _facts.openmp_version()

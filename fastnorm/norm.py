@@ -46,6 +46,7 @@ WIDE_ROWS = 3  # BN_WIDE_ROWS, of the table in float64
 # x, gamma, beta, running_mean, running_var, residual, out
 ForwardArrays = tuple[Array, Array | None, Array | None, Array | None, Array | None, Array | None, Array | None]
 InferenceArrays = tuple[Array, Array | None, Array | None, Array, Array, Array | None, Array | None]
+Layout = tuple[np.dtype[Any], tuple[int, ...], tuple[int, ...]]  # dtype, shape, strides
 Backward = tuple[Array, Array | None, Array | None] | tuple[Array, Array | None, Array | None, Array]
 
 
@@ -53,12 +54,14 @@ class BatchNormCache(NamedTuple):
     """What `batch_norm_backward` needs of its forward call; opaque.
 
     It copies the vectors of per-channel numbers and refers to ``x`` and ``residual``: do not modify these two
-    before the backward call. It can be used more than once.
+    before the backward call. It can be used more than once, copied and pickled.
     """
 
     x: Array
     residual: Array | None
+    axis: int
     view: View
+    layout: Layout  # of x, when the view was taken
     table: Array
     wide_table: Array
     training: bool
@@ -66,6 +69,23 @@ class BatchNormCache(NamedTuple):
     negative_slope: float
     has_gamma: bool
     has_beta: bool
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle it; arrays come back in C order, whatever theirs was."""
+        return _restored, tuple(self)
+
+
+def _restored(x: Array, residual: Array | None, axis: int, view: View, layout: Layout, *rest: Any) -> BatchNormCache:
+    """A cache from its pickled fields."""
+    x, view = block(x, axis)
+    dtype, shape, _ = layout
+    return BatchNormCache(x, None if residual is None else matching(residual, x), axis, view, (dtype, shape, x.strides),
+                          *rest)
+
+
+def layout_of(a: Array) -> Layout:
+    """What of an array must stay as it is while a kernel's view of it is kept."""
+    return a.dtype, a.shape, a.strides
 
 
 def _check_input(x: object, axis: object) -> tuple[Array, int]:
@@ -195,8 +215,8 @@ def _normalize(x: Any, gamma: Any, beta: Any, running_mean: Any, running_var: An
     if training and running_mean is not None and running_var is not None:
         write_back(running_mean, mean_)  # type: ignore[arg-type]  # an array like running_mean
         write_back(running_var, var_)  # type: ignore[arg-type]
-    cache = BatchNormCache(x, residual, view, table, wide_table, training, activation, slope, gamma is not None,
-                           beta is not None)
+    cache = BatchNormCache(x, residual, axis, view, layout_of(x), table, wide_table, training, activation, slope,
+                           gamma is not None, beta is not None)
     return write_back(out, y), cache
 
 
@@ -372,7 +392,8 @@ def batch_norm_backward(dy: AnyArray, cache: BatchNormCache, *, out: AnyArray | 
     TypeError
         If an argument is of the wrong kind or dtype.
     ValueError
-        If a shape is wrong, or if ``out`` is read-only or overlaps another argument. Nothing was written.
+        If a shape is wrong, if ``x`` or the residual has no longer the form that it had in forward, or if ``out`` is
+        read-only or overlaps another argument. Nothing was written.
 
     Examples
     --------
@@ -383,7 +404,10 @@ def batch_norm_backward(dy: AnyArray, cache: BatchNormCache, *, out: AnyArray | 
     array([6.])
     """
     dy, out = _check_backward(dy, cache, BatchNormCache, out)
-    x, residual, view, table, wide_table, training, activation, slope, has_gamma, has_beta = cache
+    x, residual, _, view, layout, table, wide_table, training, activation, slope, has_gamma, has_beta = cache
+    if layout_of(x) != layout or (residual is not None and layout_of(residual)[:2] != layout[:2]):
+        raise ValueError(f"cache: expected x and residual as they were in forward, got another dtype, shape or strides "
+                         f"than {layout[0]}, {layout[1]} and {layout[2]}")
     dx = destination(out, x)
     dresidual = None if residual is None else empty_like(x)
     dgamma, dbeta = np.empty(view[1], x.dtype), np.empty(view[1], x.dtype)

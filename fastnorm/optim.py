@@ -87,9 +87,14 @@ class Optimizer(HasBackend):
                 return
         buffers = {name: self._as_given(arrays) for name, arrays in self._buffers.items()}
         update = getattr(self._functions, self._function)
-        update(self._as_given(self.params), grads, lr=self._lr, **buffers,
-               **self._arguments(self._options, self._steps + 1))
+        # Counted first: KeyboardInterrupt comes when the kernels are done, before another line would run.
         self._steps += 1
+        try:
+            update(self._as_given(self.params), grads, lr=self._lr, **buffers,
+                   **self._arguments(self._options, self._steps))
+        except Exception:
+            self._steps -= 1
+            raise
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that the next step depends on, beside the parameters.

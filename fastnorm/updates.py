@@ -129,13 +129,10 @@ def _run(kernel: Callable[..., Any], lists: Lists, present: tuple[int | None, ..
         like = position[0] if is_dense(position[0]) else position[0].copy(order="K")
         dense.append([like, *(matching(a, like) for a in position[1:])])
     columns = [tuple([position[at] for position in dense]) for at in range(len(lists.arrays))]
-    result = kernel(*[None if at is None else columns[at] for at in present], *constants, threads)
-    for at in present:
-        if at is not None and lists.written[at]:
-            for a, updated in zip(lists.arrays[at], columns[at], strict=True):
-                if a is not updated:
-                    a[...] = updated
-    return result
+    copies = [(a, updated) for at in present if at is not None and lists.written[at]
+              for a, updated in zip(lists.arrays[at], columns[at], strict=True) if a is not updated]
+    arguments = (*[None if at is None else columns[at] for at in present], *constants, threads)
+    return checks.run_and_copy(kernel, arguments, [a for a, _ in copies], [updated for _, updated in copies])
 
 
 def _check_float32(lists: Lists, **constants: float) -> None:

@@ -181,6 +181,23 @@ def returning(value):
     return type("Strange", (), {"__array__": lambda self: value})()
 
 
+def raising(error):
+    """An ``__array__`` that fails."""
+    def fail(self):
+        raise error
+    return type("Strange", (), {"__array__": fail})()
+
+
+def on_device(*device):
+    """A type with another answer to where its memory is."""
+    return type("Placed", (Shared,), {"device": device})(np.ones(3))
+
+
+def test_a_device_that_is_none_is_left_to_the_export():
+    for device in ((None, None), (), ("cpu", 0)):
+        np.testing.assert_array_equal(fn.relu(on_device(*device)), 1)
+
+
 @BACKENDS
 @pytest.mark.parametrize(("x", "message"), [
     ([1.0], "x: expected a numpy.ndarray, got list"),
@@ -196,6 +213,8 @@ def returning(value):
     (OnGpu(np.ones(3)), "x: expected an array in CPU memory, got OnGpu on device type 2"),
     (Refusing(np.ones(3)), "x: expected an array that NumPy can read, got Refusing (detach it first)"),
     (returning([1.0]), "x: expected an array that NumPy can read, got Strange (__array__ returned list)"),
+    (raising(KeyError("column")), "x: expected an array that NumPy can read, got Strange ('column')"),
+    (raising(OSError(5, "disk")), "x: expected an array that NumPy can read, got Strange ([Errno 5] disk)"),
 ], ids=lambda value: type(value).__name__ if not isinstance(value, str) else "")
 def test_what_is_no_array(backend, x, message):
     with pytest.raises(TypeError) as error:

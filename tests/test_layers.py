@@ -400,6 +400,8 @@ STATE_ERRORS = [
     ("not an array", lambda s: s | {"11.weight": s["11.weight"].tolist()}, TypeError,
      "state['11.weight']: expected a numpy.ndarray, got list"),
     ("offset", lambda s: s | {"5.offset": np.array(1.5)}, TypeError, "state['5.offset']: expected dtype uint64"),
+    ("masked", lambda s: s | {"11.weight": np.ma.array(s["11.weight"])}, TypeError,
+     "state['11.weight']: expected a plain numpy.ndarray, got MaskedArray"),
 ]
 
 
@@ -414,6 +416,24 @@ def test_state_errors_change_nothing(backend, change, exception, message):
     assert message in str(caught.value)
     for name, a in model.state_dict().items():
         np.testing.assert_array_equal(a, before[name])
+
+
+def test_a_read_only_array_of_the_layers_own_keeps_the_state_out(backend):
+    model = fn.layers.BatchNorm(3, backend=backend)
+    before = model.state_dict()
+    model.running_var.flags.writeable = False
+    with pytest.raises(ValueError, match="running_var: expected a writeable array to load"):
+        model.load_state_dict({name: a + 1 for name, a in before.items()})
+    for name, a in model.state_dict().items():
+        np.testing.assert_array_equal(a, before[name])
+
+
+def test_a_state_may_be_made_of_the_layers_own_arrays(backend):
+    model = fn.layers.BatchNorm(3, backend=backend)
+    model.gamma[...], model.beta[...] = [1, 2, 3], [4, 5, 6]
+    model.load_state_dict(model.state_dict() | {"gamma": model.beta, "beta": model.gamma[::-1]})
+    np.testing.assert_array_equal(model.gamma, [4, 5, 6])
+    np.testing.assert_array_equal(model.beta, [3, 2, 1])
 
 
 # -- wrong use ---------------------------------------------------------------------------------------------------------

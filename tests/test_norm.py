@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import pickle
 import tracemalloc
 
 import numpy as np
@@ -661,3 +663,34 @@ def test_backward_refuses(module):
         assert str(raised.value).startswith(message)
         np.testing.assert_array_equal(x, X)
         np.testing.assert_array_equal(dy, X)
+
+
+# -- the cache between forward and backward ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda cache: pickle.loads(pickle.dumps(cache))],
+                         ids=["copy", "deepcopy", "pickle"])
+def test_cache_can_be_copied_and_pickled(dtype, layout, copied, rng):
+    """In whatever memory order x was; pickle makes C order of others."""
+    args, dy = make(rng, (4, 5, 6, 3), 1, dtype, residual=True)
+    x, residual = layout(args["x"]), layout(args["residual"])
+    _, cache = fn.batch_norm_forward(x, args["gamma"], args["beta"], residual=residual, activation="relu")
+    for a, b in zip(fn.batch_norm_backward(dy, copied(cache)), fn.batch_norm_backward(dy, cache), strict=True):
+        assert_close(a, b, ulps=100, scale=100)  # sums in another order
+
+
+@pytest.mark.filterwarnings("ignore:Setting the (strides|shape|dtype):DeprecationWarning")
+@pytest.mark.parametrize("changed", ["x", "residual"])
+def test_backward_refuses_a_cache_whose_arrays_have_another_form(rng, changed):
+    """Their memory is what a kernel would read beyond."""
+    dy = np.ones((6000, 400), np.float32)
+    arrays = {name: rng.standard_normal(dy.shape).astype(np.float32) for name in ("x", "residual")}
+    _, cache = fn.batch_norm_forward(arrays["x"], residual=arrays["residual"])
+    arrays[changed].resize((30, 20), refcheck=False)
+    for gradient in (dy, np.ones((30, 20), np.float32)):
+        with pytest.raises(ValueError, match=r"^(cache|dy|residual): "):
+            fn.batch_norm_backward(gradient, cache)
+    _, cache = fn.batch_norm_forward(arrays["x"] if changed == "residual" else dy)
+    cache.x.dtype = np.float64
+    with pytest.raises(ValueError, match="cache: expected x and residual as they were in forward"):
+        fn.batch_norm_backward(np.ones(cache.x.shape), cache)

@@ -451,6 +451,24 @@ def test_a_bad_gradient_changes_neither_parameters_nor_state():
     np.testing.assert_array_equal(w, 1)
 
 
+def test_an_interrupt_during_the_update_finds_it_done_and_counted():
+    """Python runs the handler of Ctrl-C when the kernel has returned, before the next line."""
+    class Interrupted:
+        @staticmethod
+        def adam_step(*arrays, **options):
+            fn.adam_step(*arrays, **options)
+            raise KeyboardInterrupt
+
+        all_finite = staticmethod(fn.all_finite)
+
+    interrupted, whole = optim.Adam(np.ones(3), backend=Interrupted), optim.Adam(np.ones(3))
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.step(np.ones(3))
+    whole.step(np.ones(3))
+    np.testing.assert_equal(interrupted.state_dict(), whole.state_dict())
+    np.testing.assert_array_equal(interrupted.params[0], whole.params[0])
+
+
 def test_the_learning_rate_is_checked_when_it_is_set():
     optimizer = optim.SGD(np.ones(3), lr=0.5)
     for bad, error in ((-1.0, ValueError), (np.nan, ValueError), ("fast", TypeError)):

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import python
 
 import fastnorm as fn
+from fastnorm import _runtime
 from fastnorm._kernels import output_pool
 from fastnorm._outputs import POOLED_BYTES, empty_like
 
@@ -19,6 +21,7 @@ pytestmark = pytest.mark.skipif(not output_pool.available(), reason="the pool is
 
 LARGE = POOLED_BYTES // 4  # float32 elements of the smallest output that the pool takes
 MB = 1 << 20
+BUILD_FLAGS = _runtime.kernels.batchnorm.build_flags()
 
 
 @pytest.fixture(autouse=True)
@@ -183,6 +186,31 @@ def test_no_memory_is_a_memory_error():
     huge = np.broadcast_to(np.float32(0), (1 << 40,))
     with pytest.raises(MemoryError):
         empty_like(np.lib.stride_tricks.as_strided(huge, (1 << 44,), (0,)))
+
+
+# In a process of its own: 300 MB wait in the pool, and the limit leaves no room for 400.
+CROWDED = """
+import resource
+import numpy as np, fastnorm as fn
+from fastnorm._kernels import output_pool
+
+fn.set_output_pool(1 << 30)
+x, small = np.ones(100_000_000, np.float32), np.ones(75_000_000, np.float32)
+y = fn.relu(small)
+del y, small
+waiting = output_pool.waiting()
+size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + 200_000_000, resource.RLIM_INFINITY))
+y = fn.relu(x)
+print(waiting >= 300_000_000, output_pool.waiting(), y.min())
+"""
+
+
+@pytest.mark.skipif("sanitize" in BUILD_FLAGS, reason="sanitizers reserve terabytes")
+def test_what_waits_makes_room_where_the_process_has_a_limit():
+    result = python(CROWDED)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == ["True", "0", "1.0"]
 
 
 def test_threads_share_the_pool():

@@ -148,6 +148,8 @@ def test_affinity_is_obeyed_unless_told_otherwise():
     assert printed(mask + THREADS) == [1]
     assert printed(THREADS + "; " + mask + "print(fn.get_num_threads())")[1:] == [1]
     assert printed(mask + THREADS, OMP_NUM_THREADS="3") == [3]
+    for nothing in ("abc", "0", "2,"):  # to OpenMP
+        assert printed(THREADS + "; " + mask + "print(fn.get_num_threads())", OMP_NUM_THREADS=nothing)[1:] == [1]
     assert printed(mask + THREADS, FASTNORM_NUM_THREADS="2") == [2]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import itertools
 import math
 from typing import NamedTuple
@@ -794,3 +795,11 @@ def test_adam_bias_corrections_do_not_cancel(level):
         for t in (1, 2, 3):
             backend.adam_step(p, np.ones(5), m, v, step=t, lr=1e-3, betas=(0.9, 0.999), eps=1e-8)
         assert_close(p, np.full(5, -3e-3 / (1 + 1e-8)), ulps=6)  # two a step
+
+
+def test_an_interrupt_finds_kernel_and_copies_done():
+    """What a signal handler raises comes between Python's calls: these are one."""
+    target, source = np.zeros((4, 6))[:, ::2], np.ones((4, 3))
+    with pytest.raises(KeyboardInterrupt):
+        checks.run_and_copy(_thread.interrupt_main, (), [target, target[:0]], [source, source[:0]])
+    np.testing.assert_array_equal(target, 1)

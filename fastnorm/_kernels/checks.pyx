@@ -225,6 +225,17 @@ cdef bint are_batch_norm_arrays(object x, int axis, object gamma, object beta, o
     return are_disjoint(ranges, n_ranges)
 
 
+def run_and_copy(kernel, tuple arguments, list targets, list sources):
+    """The kernel's result, once all sources are copied to their targets.
+
+    In one compiled call, for Python's signal handlers run between calls: what they raise finds all of it done.
+    """
+    result = kernel(*arguments)
+    for target, source in zip(targets, sources, strict=True):
+        target[...] = source
+    return result
+
+
 def batch_norm_gradients(dy, x, residual, out):
     """The arrays of one backward call: x and residual as the forward call kept them."""
     cdef Range ranges[4]

@@ -83,12 +83,15 @@ static PoolBlock pool_take(int i) {
     return block;
 }
 
-/* Give the oldest blocks back to the system until `more` bytes fit; the lock is held. */
+/* Give the oldest block back to the system; the lock is held. */
+static void pool_drop_oldest(void) {
+    const PoolBlock oldest = pool_take(0);
+    munmap(oldest.base, oldest.bytes);
+}
+
+/* The same until `more` bytes fit. */
 static void pool_make_room(size_t more) {
-    while (pool.n && (pool.bytes + more > pool.limit || pool.n == POOL_BLOCKS)) {
-        const PoolBlock oldest = pool_take(0);
-        munmap(oldest.base, oldest.bytes);
-    }
+    while (pool.n && (pool.bytes + more > pool.limit || pool.n == POOL_BLOCKS)) pool_drop_oldest();
 }
 
 static void *pool_malloc(void *context, size_t n) {
@@ -101,6 +104,11 @@ static void *pool_malloc(void *context, size_t n) {
         pool_unlock();
     }
     if (block.base == NULL) block.base = pool_map(block.bytes);
+    if (block.base == NULL && pool_try_lock()) { /* what waits may be what the process's limit lacks */
+        while (pool.n) pool_drop_oldest();
+        pool_unlock();
+        block.base = pool_map(block.bytes);
+    }
     return block.base == NULL ? NULL : pool_data_of(block);
 }
 

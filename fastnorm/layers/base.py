@@ -55,7 +55,8 @@ class Stateful(HasBackend):
         TypeError
             If ``state`` is not a mapping or an array has another dtype.
         ValueError
-            If a name is missing or unexpected or an array has another shape. Nothing has been changed then.
+            If a name is missing or unexpected, an array has another shape, or one of the layer's own is read-only.
+            Nothing has been changed then.
         """
         if not isinstance(state, Mapping):
             raise TypeError(f"state: expected a mapping of names to arrays, got {type(state).__name__}")
@@ -64,15 +65,25 @@ class Stateful(HasBackend):
             raise ValueError(f"state: missing {', '.join(missing)}")
         if unexpected := [str(name) for name in state if name not in own]:
             raise ValueError(f"state: unexpected {', '.join(unexpected)}")
-        saved = {name: a if isinstance(a := state[name], np.generic) else as_array(f"state[{name!r}]", a)
-                 for name in own}
-        for name, a in saved.items():
-            if a.dtype != own[name].dtype:
-                raise TypeError(f"state[{name!r}]: expected dtype {own[name].dtype.name}, got {a.dtype.name}")
-            if a.shape != own[name].shape:
-                raise ValueError(f"state[{name!r}]: expected shape {own[name].shape}, got {a.shape}")
-        for name, a in saved.items():
-            own[name][...] = a
+        saved = {name: self._checked(name, a, state[name]) for name, a in own.items()}
+        for name, values in saved.items():
+            own[name][...] = values
+
+    @staticmethod
+    def _checked(name: str, own: Array, value: object) -> Array:
+        """A copy of a saved value that fits an array of ours, which may be the one that it is a view of."""
+        label = f"state[{name!r}]"
+        a = value if isinstance(value, np.generic) else as_array(label, value)
+        if isinstance(a, np.ma.MaskedArray):
+            raise TypeError(f"{label}: expected a plain numpy.ndarray, got {type(a).__name__}, whose mask would be "
+                            "ignored")
+        if a.dtype != own.dtype:
+            raise TypeError(f"{label}: expected dtype {own.dtype.name}, got {a.dtype.name}")
+        if a.shape != own.shape:
+            raise ValueError(f"{label}: expected shape {own.shape}, got {a.shape}")
+        if not own.flags.writeable:
+            raise ValueError(f"{name}: expected a writeable array to load {label} into, got a read-only one")
+        return np.array(a, subok=False)
 
 
 class Layer(Stateful):

@@ -28,6 +28,7 @@ from ...norm import (
     BatchNormCache,
     batch_norm_backward,
     batch_norm_forward,
+    layout_of,
 )
 from .tensors import array, check_memory, check_tensor, optional_array
 
@@ -145,9 +146,9 @@ def _backward(
     dx = torch.empty_like(x)
     dense, view = block(array(x), CHANNELS)
     cache = BatchNormCache(
-        dense, None if residual is None else matching(array(residual), dense), view, table, wide_table, training,
-        ACTIVATIONS[activation], negative_slope if activation == "leaky_relu" else 0.0, has_gamma=True,
-        has_beta=True)
+        dense, None if residual is None else matching(array(residual), dense), CHANNELS, view, layout_of(dense), table,
+        wide_table, training, ACTIVATIONS[activation], negative_slope if activation == "leaky_relu" else 0.0,
+        has_gamma=True, has_beta=True)
     _, dweight, dbias, *dresidual = batch_norm_backward(array(dy), cache, out=array(dx))
     tensors = [torch.from_numpy(gradient) for gradient in (dweight, dbias, *dresidual)]
     return dx, tensors[0], tensors[1], tensors[2] if dresidual else None
