@@ -144,7 +144,10 @@ FASTNORM_INLINE real FN(celu_gradient)(real dy, real x, real inverse, real perio
 }
 /* From y, in an order of the factors in which no product overflows and no difference cancels. */
 FASTNORM_INLINE real FN(sigmoid_gradient)(real dy, real y) { return dy * (1 - y) * y; }
-FASTNORM_INLINE real FN(tanh_gradient)(real dy, real y) { return dy * ((1 - y) * (1 + y)); }
+/* 1 - y*y, which without a fused operation would lose its digits near 1. */
+FASTNORM_INLINE real FN(tanh_gradient)(real dy, real y) {
+    return dy * (FUSED_MULADD ? FN(muladd)(-y, y, 1) : (1 - y) * (1 + y));
+}
 
 #define ELEMENTWISE(EXPRESSION) \
     { \

@@ -44,6 +44,13 @@
 #define FASTNORM_INLINE static inline
 #endif
 
+/* Whether the level multiplies and adds with one rounding. */
+#if defined(__FMA__) || defined(__aarch64__)
+#define FUSED_MULADD 1
+#else
+#define FUSED_MULADD 0
+#endif
+
 #if defined(_MSC_VER)
 #define FASTNORM_THREAD_LOCAL __declspec(thread)
 #else
@@ -455,7 +462,7 @@ enum { ACTIVATION_ELU = 3, ACTIVATION_CELU = 4, ACTIVATION_SIGMOID = 5, ACTIVATI
 
 /* a*b + c: fused where the level has it in hardware. Only where both ways are within the stated accuracy. */
 FASTNORM_INLINE real FN(muladd)(real a, real b, real c) {
-#if defined(__FMA__) || defined(__aarch64__)
+#if FUSED_MULADD
 #ifdef FASTNORM_DOUBLE
     return __builtin_fma(a, b, c);
 #else
