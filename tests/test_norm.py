@@ -101,6 +101,19 @@ def test_kernels_equal_twin_on_every_plan(level, dtype, shape, axis, rng):
     compare(args, dy, axis, activation="relu")
 
 
+@pytest.mark.parametrize("shape", [(20, 30, 15013), (512, 1024, 16)])
+def test_chains_of_tiles_equal_twin_and_do_not_depend_on_threads(level, shape, rng):
+    """Backward, and of columns, they are for arrays larger than the others here."""
+    args, dy = make(rng, shape, 1, np.float32)
+    compare(args, dy, 1, activation="relu")
+    before, results = fn.get_num_threads(), []
+    for n in (1, 3):
+        fn.set_num_threads(n)
+        results.append([a.tobytes() for a in run(args["x"], dy, args, axis=1, activation="relu")])
+    fn.set_num_threads(before)
+    assert results[0] == results[1]
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("training", [False, True])

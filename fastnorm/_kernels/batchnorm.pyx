@@ -12,12 +12,12 @@ The twin is `fastnorm/reference/norm.py`.
 # - Stats, then apply; reduce, then apply. Work is cut into tiles of channels, and each tile's samples into blocks.
 #   Where a tile fits the second-level cache there is one block, and both halves run on it at once: memory is read
 #   once. Where L2 does not hold a channel (rows a multiple of 64 KB apart fall on few of its sets), a tile is what L3
-#   holds, and its second half, which writes, fetches the thread's next tile from memory (`chain`): 1.07 to 1.2 times as
-#   fast as waves, from (32,512,28,28) to (64,256,56,56); for tiles that L2 holds it would be 0.8 to 1.05. Else (few
-#   channels of many samples, or larger ones) the tiles that L3 holds form a wave: its blocks do the first half, partial
-#   results are merged in block order, and its blocks do the second half. Letting the second half of a wave run beside
-#   the first of the next gains nothing. Tiles and blocks depend on the shape alone, so the bits do not depend on the
-#   threads.
+#   holds, and its second half, which writes, fetches the thread's next tile from memory (`chain`). As fast as waves
+#   times 1.1 to 1.2 at (64,256,56,56), 1.2 to 1.9 forward at (128,64,32,32) and (128,128,16,16); but backward where L3
+#   holds it all 0.8, and so too for tiles that L2 holds. Else (few channels of many samples, or larger ones) the tiles
+#   that L3 holds form a wave: its blocks do the first half, partial results are merged in block order, and its blocks
+#   do the second half. Letting the second half of a wave run beside the first of the next gains nothing. Tiles and
+#   blocks depend on the shape alone, so the bits do not depend on the threads.
 # - Two inner loops. Runs: one channel's `inner` values are contiguous and long. Columns: `inner` is 1 (channels last)
 #   or short (7x7), and a tile is a matrix with one row an outer index and one column a (channel, position): whole rows
 #   of neighboring channels make long vectors without tails, and the parameter table has an entry for each column. Where

@@ -25,7 +25,9 @@ cdef enum:
     LONG_BLOCK = 1024 * 1024   # the same at most where there is one half: the processor's prefetch begins anew in each
     BLOCKS = 64                # blocks of an array between, where there is one half
     SCATTERED = 16 * 1024      # bytes of a block that follow one another: 0.31 ns a value at (5349,64,784), not 0.44
-    CHAIN = 4 * 1024 * 1024    # bytes of a channel at most, and twice those of a tile, of which L3 holds two a thread
+    CHAIN = 4 * 1024 * 1024    # bytes of a channel of which L3 holds two a thread: the next can be fetched meanwhile
+    CHAIN_TILE = 3 * 1024 * 1024  # bytes of a tile then
+    CHAIN_FROM = 64 * 1024 * 1024  # bytes of all from which that pays for two arrays, and for columns
     TILES = 16                 # tiles wanted, so that threads find work until the end
     PARTIALS = 40960           # at most this many partial results of each kind: 1 MB
     STATISTICS = 3             # partial results of a channel: mean less base, M2, base
@@ -114,9 +116,10 @@ cdef inline void plan(Job* job, Py_ssize_t itemsize, Py_ssize_t arrays, bint sta
             # A tile that L2 does not hold, or too few tiles to share out: take what L3 holds, or cut the samples.
             if (tile * channel_bytes > CACHE or lines_of_a_set(job, tile, itemsize) > WAYS
                     or ceil_div(job.channels, tile) < TILES // 2):
-                job.chained = not job.columns and channel_bytes <= CHAIN and job.channels >= TILES // 2
+                job.chained = (job.inner >= SHORT and channel_bytes <= CHAIN and job.channels >= TILES // 2
+                               and ((arrays == 1 and not job.columns) or channel_bytes * job.channels >= CHAIN_FROM))
                 if job.chained:
-                    job.tile = max(1, min(widest, CHAIN // 2 // channel_bytes, job.channels // (TILES // 2)))
+                    job.tile = max(1, min(widest, CHAIN_TILE // channel_bytes, job.channels // (TILES // 2)))
                 else:
                     cut_samples(job, widest, itemsize * arrays, BLOCK)
                     if job.blocks < 2:
