@@ -4,9 +4,16 @@
 set -euo pipefail
 destination=$1
 case $(uname -m) in
-    arm64) file=osx-arm64/llvm-openmp-11.1.0-hf3c4609_1.tar.bz2 ;;
-    x86_64) file=osx-64/llvm-openmp-11.1.0-hda6cdc1_1.tar.bz2 ;;
+    arm64)
+        file=osx-arm64/llvm-openmp-11.1.0-hf3c4609_1.tar.bz2
+        sha256=29763e493e46801c416f2e75f20e9183719bde3b727d8983b1917a480b4076fe ;;
+    x86_64)
+        file=osx-64/llvm-openmp-11.1.0-hda6cdc1_1.tar.bz2
+        sha256=1ebfeee2af90bcedf6b39c7290244e2aec0bda01ecf81b0d8d78ed405480c21c ;;
 esac
 mkdir -p "$destination"
-curl --fail --silent --show-error --location --retry 3 \
-    "https://anaconda.org/conda-forge/llvm-openmp/11.1.0/download/$file" | tar xj -C "$destination" include lib
+archive=$destination/llvm-openmp.tar.bz2
+curl --fail --silent --show-error --location --retry 3 --output "$archive" \
+    "https://anaconda.org/conda-forge/llvm-openmp/11.1.0/download/$file"
+echo "$sha256  $archive" | shasum --algorithm 256 --check # its code becomes part of the wheel
+tar xjf "$archive" -C "$destination" include lib
