@@ -35,7 +35,7 @@ with several ways to do a thing counts with its fastest.
 The memory limit is measured around and between the calls of each case, by compiled loops over 128 MB arrays that read,
 copy with streaming stores, and update in place. A case's limit is the time in which those loops would move the bytes
 that the algorithm has to move: each input read once, each output written once. The share of the limit is that time over
-ours, with outputs given: the median over our turns, each beside the limit that was measured last before it."""
+ours, with outputs given: the median over our turns, each beside the limit that was measured before and after it."""
 
 RIVALS = {
     "PyTorch": "eager, raw operators without autograd (cross-entropy: the faster of its four raw operators and "

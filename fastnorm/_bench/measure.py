@@ -29,11 +29,12 @@ PAUSE = 10e-3        # seconds before a turn: libgomp's idle threads spin for 4 
 WARM = 15e-3         # seconds of untimed calls: the caches fill, and the rival's threads wake up, in up to 6 ms
 TURN = 5e-3          # seconds of timed calls
 SLOW = 20e-3         # calls beyond this find nothing in the caches anyway, and are not repeated to warm up
-MIN_TURNS = 5
+MIN_TURNS = 7
 FAR = 10             # times as slow as the fastest: one turn will do, and leaves the time to the others
 LONGEST = 6          # times the seconds of a case, which MIN_TURNS of slow calls may take
 LIMIT_BYTES = 128 << 20  # of an array of the bandwidth loops: far beyond the last-level cache
 LIMIT_EVERY = 0.25   # seconds
+LIMIT_AFTER = 2e-3   # seconds of a call, after each turn of which the limit is measured: the bus may have changed
 ASLEEP = 0.05        # seconds after which the threads of every rival have gone to sleep
 
 
@@ -211,7 +212,7 @@ def measure(calls: Sequence[Call], seconds: float, limit: Limit, cold_calls: int
             due = [c for c in competitors if c in wanting or c.spent <= share * elapsed / seconds]
             for competitor in due or [min(competitors, key=lambda c: c.spent)]:
                 competitor.turn(round_, samples)
-                if time.perf_counter() - sampled > LIMIT_EVERY:
+                if competitor.times[-1] > LIMIT_AFTER or time.perf_counter() - sampled > LIMIT_EVERY:
                     limit.sample()
                     samples += 1
                     sampled = time.perf_counter()

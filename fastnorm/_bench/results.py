@@ -139,12 +139,13 @@ def ratio(row: Row, rival: str, mode: str | None = None, key: str = "low", varia
 def share(row: Row, mode: str | None = None, **where: Any) -> float | None:
     """The share of the memory limit that we reach with outputs given (or in place).
 
-    The median over the turns, each beside the sample of the limit that was the last before it.
+    The median over the turns, each beside the samples of the limit before and after it.
     """
     traffic = Traffic(**row["case"]["traffic"])
     for m in (OUT, IN_PLACE) if mode is None else (mode,):
         for mine in times(row, OURS, m, **where):
-            shares: list[float] = [traffic.seconds(row["limits"][at]) / seconds for _, at, seconds in mine["turns"]]
+            limits = [traffic.seconds(sample) for sample in row["limits"]]
+            shares: list[float] = [statistics.fmean(limits[at:at + 2]) / seconds for _, at, seconds in mine["turns"]]
             return statistics.median(shares)
     return None
 

@@ -100,30 +100,40 @@ cdef inline void cut_samples(Job* job, Py_ssize_t widest, Py_ssize_t n_bytes, Py
         job.blocks = min(job.outer * ceil_div(job.inner * n_bytes, block), most)
 
 
+cdef inline bint chains(const Job* job, Py_ssize_t channel_bytes, Py_ssize_t arrays) noexcept nogil:
+    """Whether L3 holds the channels that threads work on and those to come, and it pays that these are fetched."""
+    return (job.inner >= SHORT and channel_bytes <= CHAIN and job.channels >= TILES // 2
+            and ((arrays == 1 and not job.columns) or channel_bytes * job.channels >= CHAIN_FROM))
+
+
+cdef inline void cut_both_halves(Job* job, Py_ssize_t widest, Py_ssize_t channel_bytes, Py_ssize_t itemsize,
+                                 Py_ssize_t arrays) noexcept nogil:
+    """Tiles that the second half finds in a cache."""
+    cdef Py_ssize_t narrowest = min(widest, ceil_div(WIDTH_MIN, job.inner) if job.columns else 1)
+    cdef Py_ssize_t tile = max(narrowest, min(widest, CACHE // channel_bytes, ceil_div(job.channels, TILES)))
+    job.tile = tile
+    if (tile * channel_bytes <= CACHE and lines_of_a_set(job, tile, itemsize) <= WAYS
+            and ceil_div(job.channels, tile) >= TILES // 2):
+        return  # L2 holds them, and there are enough to share out
+    job.chained = chains(job, channel_bytes, arrays)
+    if job.chained:
+        job.tile = max(1, min(widest, CHAIN_TILE // channel_bytes, job.channels // (TILES // 2)))
+        return
+    cut_samples(job, widest, itemsize * arrays, BLOCK)
+    if job.blocks < 2:
+        job.tile, job.blocks = tile, 1
+
+
 cdef inline void plan(Job* job, Py_ssize_t itemsize, Py_ssize_t arrays, bint statistics) noexcept nogil:
     """Cut the work: `arrays` are read; with `statistics`, all of a channel is needed before its output."""
-    cdef Py_ssize_t channel_bytes = job.outer * job.inner * itemsize * arrays
-    cdef Py_ssize_t widest, narrowest, tile, block
+    cdef Py_ssize_t channel_bytes = job.outer * job.inner * itemsize * arrays, widest, block
     job.columns = job.inner < RUN_MIN
     widest = max(1, min(job.channels, WIDTH // job.inner if job.columns else WIDTH))
-    narrowest = min(widest, ceil_div(WIDTH_MIN, job.inner) if job.columns else 1)
     job.units = job.outer if job.columns else job.outer * job.inner
     job.tile, job.blocks = widest, 1
     if statistics:
-        tile = max(narrowest, min(widest, CACHE // max(1, channel_bytes), ceil_div(job.channels, TILES)))
         if channel_bytes * job.channels > ONE_TILE:
-            job.tile = tile
-            # A tile that L2 does not hold, or too few tiles to share out: take what L3 holds, or cut the samples.
-            if (tile * channel_bytes > CACHE or lines_of_a_set(job, tile, itemsize) > WAYS
-                    or ceil_div(job.channels, tile) < TILES // 2):
-                job.chained = (job.inner >= SHORT and channel_bytes <= CHAIN and job.channels >= TILES // 2
-                               and ((arrays == 1 and not job.columns) or channel_bytes * job.channels >= CHAIN_FROM))
-                if job.chained:
-                    job.tile = max(1, min(widest, CHAIN_TILE // channel_bytes, job.channels // (TILES // 2)))
-                else:
-                    cut_samples(job, widest, itemsize * arrays, BLOCK)
-                    if job.blocks < 2:
-                        job.tile, job.blocks = tile, 1
+            cut_both_halves(job, widest, channel_bytes, itemsize, arrays)
     else:
         block = max(<Py_ssize_t> BLOCK, min(<Py_ssize_t> LONG_BLOCK, channel_bytes * job.channels // BLOCKS))
         cut_samples(job, job.channels if job.inner >= SHORT else widest, itemsize, block)

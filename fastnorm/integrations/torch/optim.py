@@ -112,12 +112,12 @@ class _Step(torch.optim.Optimizer):
         if getattr(self, "grad_scale", None) is not None:
             raise RuntimeError("step: with fused=True, GradScaler leaves unscaling to the update, which fastnorm's "
                                "does not do: use fused=False")
-        updates = [self._prepare(batch) for at in range(len(self.param_groups)) for batch in self._batches(at)]
-        if len(updates) > 1:  # each checks its own arguments, but only when the ones before it have run
-            for update in updates:
-                self._check(*update.arrays, **{**self._defaults, **update.options})
-        for update in updates:
-            self._run(update)
+        calls = [self._prepare(batch) for at in range(len(self.param_groups)) for batch in self._batches(at)]
+        if len(calls) > 1:  # an update checks its arguments itself, but only when the ones before it have run
+            for call in calls:
+                self._check(*call.arrays, **{**self._defaults, **call.options})
+        for call in calls:
+            self._run(call)
         return loss
 
     def _batches(self, at: int) -> list[_Batch]:
