@@ -524,7 +524,7 @@ def moments_errors(a: Arguments) -> Errors:
     """As `statistics`: means of parts err by their deviations, whose squares are no larger than those of the whole."""
     m = reference.Moments(a["axis"])
     for part in (a["x"], a["other"]):
-        if part is not None:
+        if part is not None and part.size:  # merging what has seen nothing is right for any number of channels
             m.update(part)
     arithmetic = Arithmetic.of(a["x"].dtype)
     shape = [1] * a["x"].ndim
