@@ -147,12 +147,12 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _lock(descriptor: int) -> bool:
-    """Take a file for as long as it is open; False if another one has it, or locks are unknown here."""
+def _lock(descriptor: int, wait: bool) -> bool:
+    """Take a file for as long as it is open; False if another one has it and we do not wait, or without locks here."""
     if fcntl is None:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError:
         return False
     return True
@@ -169,14 +169,15 @@ def _temporary(target: Path) -> Iterator[BinaryIO]:
     for entry in os.scandir(target.parent):
         if ours.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
             with suppress(OSError), open(entry.path, "rb") as abandoned:
-                if _lock(abandoned.fileno()):
+                if _lock(abandoned.fileno(), wait=False):
                     os.unlink(entry.path)
     while True:
         path = target.with_name(f"{start}.{secrets.token_hex(8)}.tmp")
         with open(path, "x+b") as file:
             try:
-                _lock(file.fileno())
-                if fcntl is None or path.exists():  # else it was taken for an abandoned one, before it was locked
+                # Somebody who takes it for an abandoned one has the lock until the name is gone.
+                _lock(file.fileno(), wait=True)
+                if fcntl is None or path.exists():
                     yield file
                     return
             finally:

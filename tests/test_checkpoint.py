@@ -499,15 +499,19 @@ def test_a_file_taken_for_an_abandoned_one_is_made_again(file, monkeypatch):
     """By another call of save, before it could be locked."""
     lock, removed = checkpoint._lock, []
 
-    def too_late(descriptor):
+    def too_late(descriptor, wait):
+        """Another call has taken the lock, and removes the name some time later."""
         if not removed:
             removed.extend(file.parent.glob(".run.npz.*.tmp"))
-            removed[0].unlink()
-        return lock(descriptor)
+            other = open(removed[0], "rb")  # noqa: SIM115  # closed by the timer
+            assert lock(other.fileno(), wait=False)
+            threading.Timer(0.1, lambda: (removed[0].unlink(), other.close())).start()
+        return lock(descriptor, wait)
 
     monkeypatch.setattr(checkpoint, "_lock", too_late)
     checkpoint.save(file, epoch=1)
     assert len(removed) == 1
+    assert os.listdir(file.parent) == ["run.npz"]
     assert checkpoint.load(file) == {"epoch": 1}
 
 
