@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -64,6 +64,10 @@ def _in_terms_of_torch(error: TypeError | ValueError) -> TypeError | ValueError:
 # graph whether it will be used or not, everything that a gradient is made of is differentiable, and raises.
 
 
+def _refuse_transformed_gradient() -> NoReturn:
+    raise NotImplementedError("batch_norm and cross_entropy: gradients of the gradient are not implemented")
+
+
 class _Transformed(torch.autograd.Function):
     """What Functions for transforms share."""
 
@@ -88,7 +92,7 @@ class _Gradient(_Transformed):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        raise NotImplementedError("batch_norm and cross_entropy: gradients of the gradient are not implemented")
+        _refuse_transformed_gradient()
 
 
 # -- batch norm --------------------------------------------------------------------------------------------------------
@@ -236,7 +240,7 @@ class _TransformedBatchNorm(_Transformed):
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor | None, *others: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         if dy is None or any(other is not None for other in others):
-            return _Gradient.backward(ctx)  # type: ignore[no-any-return]  # it raises
+            _refuse_transformed_gradient()
         return _as_needed(ctx, *_Gradient.apply(_batch_norm_backward, dy, *ctx.saved_tensors, *ctx.options))
 
 
@@ -428,7 +432,7 @@ class _TransformedCrossEntropy(_Transformed):
     def backward(ctx: Any, dloss: torch.Tensor | None, dgradient: torch.Tensor | None,
                  ) -> tuple[torch.Tensor | None, ...]:
         if dloss is None or dgradient is not None:
-            return _Gradient.backward(ctx)  # type: ignore[no-any-return]  # it raises
+            _refuse_transformed_gradient()
         (gradient,) = ctx.saved_tensors
         axis = _class_axis(gradient) if ctx.reduction == "none" else None
         return _Gradient.apply(_scaled, gradient, dloss, axis), *[None] * 5
