@@ -21,45 +21,57 @@ FASTNORM_INLINE real FN(unless)(int condition, real x) {
     return x;
 }
 
-/* e**x - 1 over the whole range without cancellation: x = n ln 2 + r as in exp, then 2**n (e**r - 1) + (2**n - 1), with
-   2**n = a*b so that neither factor overflows before the result does. NaN passes; the sign of zero does not. At most 2 ulp.
-   Polynomial of Cephes' expf (float), Taylor to degree 13 (double). */
-FASTNORM_INLINE real FN(expm1)(real x) {
-    const real bottom = sizeof(real) == 4 ? -20 : -40; /* the result is -1 there */
-    real y = x > EXP_TOP ? EXP_TOP : x;                /* written so that NaN passes */
-    y = y < bottom ? bottom : y;
-    uint_of_real n_plus_bias2;
-    const real r = FN(exp_reduce)(y, y, EXP_LN2_HI, EXP_LN2_LO, &n_plus_bias2);
+/* a where the condition holds, else b. Bits, because a compiler moves an operation on the result, a division even, into both
+   branches where it then is done twice. */
+FASTNORM_INLINE real FN(choose)(int condition, real a, real b) {
+    uint_of_real bits, other;
+    const uint_of_real mask = (uint_of_real)0 - (uint_of_real)condition;
+    memcpy(&bits, &a, sizeof bits);
+    memcpy(&other, &b, sizeof other);
+    bits = (bits & mask) | (other & ~mask);
+    memcpy(&a, &bits, sizeof a);
+    return a;
+}
+
+/* T(r) = (e**r - 1 - r) / r**2 for |r| <= ln(2)/2 (1 + 2**-11): minimax in the error relative to e**r (bench/fit_expm1.py),
+   2**-29.8 for float and 2**-60.2 for double, of which rounding the coefficients is most. */
+FASTNORM_INLINE real FN(exp_tail)(real r) {
 #ifdef FASTNORM_DOUBLE
-    real p = 1.0 / 6227020800.0;
-    p = FN(muladd)(p, r, 1.0 / 479001600.0);
-    p = FN(muladd)(p, r, 1.0 / 39916800.0);
-    p = FN(muladd)(p, r, 1.0 / 3628800.0);
-    p = FN(muladd)(p, r, 1.0 / 362880.0);
-    p = FN(muladd)(p, r, 1.0 / 40320.0);
-    p = FN(muladd)(p, r, 1.0 / 5040.0);
-    p = FN(muladd)(p, r, 1.0 / 720.0);
-    p = FN(muladd)(p, r, 1.0 / 120.0);
-    p = FN(muladd)(p, r, 1.0 / 24.0);
-    p = FN(muladd)(p, r, 1.0 / 6.0);
-    p = FN(muladd)(p, r, 0.5);
+    real p = 2.0826599421577516e-09;
+    p = FN(muladd)(p, r, 2.5112083237466785e-08);
+    p = FN(muladd)(p, r, 2.7557582212141034e-07);
+    p = FN(muladd)(p, r, 2.7557234731309124e-06);
+    p = FN(muladd)(p, r, 2.480158692582369e-05);
+    p = FN(muladd)(p, r, 0.00019841269896511828);
+    p = FN(muladd)(p, r, 0.001388888888911629);
+    p = FN(muladd)(p, r, 0.008333333333316983);
+    p = FN(muladd)(p, r, 0.041666666666666095);
+    p = FN(muladd)(p, r, 0.16666666666666682);
 #else
-    real p = 1.9875691500e-4f;
-    p = FN(muladd)(p, r, 1.3981999507e-3f);
-    p = FN(muladd)(p, r, 8.3334519073e-3f);
-    p = FN(muladd)(p, r, 4.1665795894e-2f);
-    p = FN(muladd)(p, r, 1.6666665459e-1f);
-    p = FN(muladd)(p, r, 5.0000001201e-1f);
+    real p = 0.00019790299120359123f;
+    p = FN(muladd)(p, r, 0.0013944702222943306f);
+    p = FN(muladd)(p, r, 0.008333497680723667f);
+    p = FN(muladd)(p, r, 0.04166629537940025f);
+    p = FN(muladd)(p, r, 0.1666666567325592f);
 #endif
-    p = FN(muladd)(p * r, r, r);
-    const uint_of_real half = n_plus_bias2 >> 1, rest = n_plus_bias2 - half;
-    const uint_of_real a_bits = half << EXP_SHIFT, b_bits = rest << EXP_SHIFT;
-    const uint_of_real b_inverse_bits = (2 * EXP_BIAS - rest) << EXP_SHIFT;
-    real a, b, b_inverse;
-    memcpy(&a, &a_bits, sizeof a);
-    memcpy(&b, &b_bits, sizeof b);
-    memcpy(&b_inverse, &b_inverse_bits, sizeof b_inverse);
-    return FN(muladd)(p, a, a - b_inverse) * b;
+    return FN(muladd)(p, r, (real)0.5);
+}
+
+/* e**x - 1 for x <= 0 without cancellation: x = n ln 2 + r + low, where low is what rounding r left, then
+   (2**n - 1) + 2**n r + 2**n (low + r**2 T(r)). The last term is so much smaller than the others that its own roundings hardly
+   count, and what rounding the sum of the others left is added to it (Dekker 1971, Fast2Sum): at most 0.9 ulp. NaN passes;
+   the sign of zero does not. */
+FASTNORM_INLINE real FN(expm1_nonpositive)(real x) {
+    const real bottom = sizeof(real) == 4 ? -20 : -40; /* the result is -1 there */
+    const real y = x < bottom ? bottom : x;
+    real low;
+    uint_of_real n_plus_bias2;
+    const real r = FN(exp_reduce_low)(y, y, EXP_LN2_HI, EXP_LN2_LO, &n_plus_bias2, &low);
+    const uint_of_real bits = (n_plus_bias2 - EXP_BIAS) << EXP_SHIFT;
+    real power;
+    memcpy(&power, &bits, sizeof power);
+    const real whole = power - 1, part = power * r, sum = whole + part;
+    return sum + FN(muladd)(power, FN(muladd)(FN(exp_tail)(r), r * r, low), (whole - sum) + part);
 }
 
 /* dy * gain * e**(x/alpha) for x <= 0 that is not subnormal (slow) and gain = mantissa * 2**exponent. Half of the power of
@@ -86,8 +98,8 @@ static double FN(lowest_exponent)(int exponent) { return (3 - 2 * EXP_BIAS - exp
 
 /* 1 / (1 + e**-x), from e**-|x| so that nothing overflows and the left tail keeps its relative accuracy. */
 FASTNORM_INLINE real FN(sigmoid)(real x) {
-    const real a = FN(absolute)(x), e = FN(exp_nonpositive)(a < EXP_TINY ? 0 : -a);
-    return (x >= 0 ? 1 : e) / (1 + e);
+    const real a = FN(absolute)(x), e = FN(exp_in_units)(-FN(unless)(a < EXP_TINY, a));
+    return FN(choose)(x >= 0, (real)SOFTMAX_UNIT, e) / ((real)SOFTMAX_UNIT + e);
 }
 
 FASTNORM_INLINE real FN(with_sign)(real x, real sign) {
@@ -123,7 +135,7 @@ FASTNORM_INLINE real FN(tanh)(real x) {
 
 /* From -tiny on, e**x - 1 is x and slopes are 1, to the last bit; tiny is EXP_TINY, for CELU times alpha. */
 FASTNORM_INLINE real FN(elu)(real x, real alpha) {
-    const real below = FN(expm1)(FN(unless)(x > -EXP_TINY, x));
+    const real below = FN(expm1_nonpositive)(FN(unless)(x > -EXP_TINY, x));
     return x > 0 ? x : alpha * (x > -EXP_TINY ? x : below);
 }
 FASTNORM_INLINE real FN(elu_gradient)(real dy, real x, real lowest, real mantissa, int exponent) {
@@ -132,7 +144,7 @@ FASTNORM_INLINE real FN(elu_gradient)(real dy, real x, real lowest, real mantiss
     return x > 0 ? dy : below;
 }
 FASTNORM_INLINE real FN(celu)(real x, real alpha, real tiny) {
-    const real below = alpha * FN(expm1)(FN(unless)(x > -tiny, x) / alpha);
+    const real below = alpha * FN(expm1_nonpositive)(FN(unless)(x > -tiny, x) / alpha);
     return x > -tiny ? x : below;
 }
 FASTNORM_INLINE real FN(celu_gradient)(real dy, real x, real inverse, real period_hi, real period_lo, real tiny,

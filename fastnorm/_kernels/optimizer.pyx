@@ -20,7 +20,9 @@ from cython.parallel cimport prange
 from libc.float cimport DBL_MAX, FLT_MAX
 from libc.math cimport expm1, fabs, fabsf, log, sqrt, sqrtf
 
-from .vector cimport Team, fits, real, scratch_alloc, scratch_free, sum_squares, team_close, team_mark, team_open
+from .vector cimport (
+    Team, fits, muladd, real, scratch_alloc, scratch_free, sum_squares, team_close, team_mark, team_open,
+)
 
 include "common.pxi"
 
@@ -155,11 +157,12 @@ cdef inline double positive_part(double x) noexcept nogil:
     return 0.0 if x < 0 else x  # NaN passes
 
 
-# A moving average, decay * a + (1 - decay) * x, is a + ((1 - decay) * x - (1 - decay) * a) where decay > 1/2: the
-# constants' sum is 1 however they are rounded (float32(0.999) alone moves Adam's v by 1.3e-5 in the end), and only
-# the last sum rounds at the size of a. PyTorch's a + (1 - decay) * (x - a) rounds as little, but overflows where a
-# and x are large and of opposite sign. Up to 1/2 the formula is taken as it stands, for nothing of a must be left
-# where decay is 0.
+# A moving average, decay * a + (1 - decay) * x, is a + (1 - decay) * (x - a) where decay > 1/2: the constants' sum is 1
+# however they are rounded (float32(0.999) alone moves Adam's v by 1.3e-5 in the end), and only the last sum rounds at
+# the size of a. Up to 1/2 the formula is taken as it stands, for nothing of a must be left where decay is 0. `average`
+# takes halves of x and a, whose difference overflows nowhere; `average_of_square` is given (1 - decay) * x and x, in
+# this order, for x * x overflows from 1.8e19 on in float32. From an infinite average nothing is taken away: inf - inf
+# is NaN.
 
 cdef inline double kept(double decay) noexcept nogil:
     return 1.0 if decay > 0.5 else decay
@@ -169,10 +172,20 @@ cdef inline double taken_away(double decay) noexcept nogil:
     return 1.0 - decay if decay > 0.5 else 0.0
 
 
-cdef inline real average(real a, real addition, real keep, real take) noexcept nogil:
-    """The next average, given (1 - decay) * x. From an infinite one nothing is taken away: inf - inf is NaN."""
-    cdef real loss = take * a
-    return keep * a + (addition - (loss if loss - loss == 0 else <real> 0))
+cdef inline double half_taken(double decay) noexcept nogil:
+    return 0.5 if decay > 0.5 else 0.0
+
+
+cdef inline real finite_or_none(real loss) noexcept nogil:
+    return loss if loss - loss == 0 else <real> 0
+
+
+cdef inline real average(real a, real x, real gain, real keep, real half) noexcept nogil:
+    return muladd(gain + gain, <real> 0.5 * x - finite_or_none(half * a), keep * a)
+
+
+cdef inline real average_of_square(real a, real gain_x, real x, real keep, real take) noexcept nogil:
+    return keep * a + muladd(gain_x, x, -finite_or_none(take * a))
 
 
 # -- momentum ----------------------------------------------------------------------------------------------------------
@@ -201,12 +214,12 @@ cdef inline void momentum_loop(
     for i in range(n):
         g = direction(grad[i], p[i], sign, weight_decay)
         if has_velocity:
-            velocity = momentum * v[i] + gain * g
+            velocity = muladd(momentum, v[i], gain * g)
             v[i] = velocity
         else:
             velocity = gain * g
         # lr * (g + momentum * velocity) would overflow on its way to a finite number
-        p[i] -= lr * g + ahead * velocity if nesterov else lr * velocity
+        p[i] = p[i] - muladd(lr, g, ahead * velocity) if nesterov else muladd(-lr, velocity, p[i])
 
 
 cdef inline void momentum_flags(real* p, const real* grad, real* v, Py_ssize_t n,
@@ -262,7 +275,8 @@ cdef inline void rmsprop_loop(
     cdef real eps_inside = epsilon(<real> c.eps_inside, c.eps_inside)
     cdef real eps_outside = epsilon(<real> c.eps_outside, c.eps_outside)
     cdef real weight_decay = <real> c.weight_decay, sign = <real> c.sign, momentum = <real> c.momentum
-    cdef double wide_gain = 1.0 - c.alpha, wide_keep = kept(c.alpha), wide_take = taken_away(c.alpha)
+    cdef double wide_gain = 1.0 - c.alpha, wide_keep = kept(c.alpha), half = half_taken(c.alpha)
+    cdef double wide_take = taken_away(c.alpha)
     cdef double wide_weight_decay = c.weight_decay, wide_sign = c.sign
     cdef real g, variance, d
     cdef double wide_g, square, mean
@@ -271,22 +285,21 @@ cdef inline void rmsprop_loop(
         if centered:
             # In double: s - m**2 cancels where a gradient is steady, and its root magnifies what is left.
             wide_g = direction[double](grad[i], p[i], wide_sign, wide_weight_decay)
-            square = average[double](s[i], wide_gain * wide_g * wide_g, wide_keep, wide_take)
-            mean = average[double](m[i], wide_gain * wide_g, wide_keep, wide_take)
+            square = average_of_square[double](s[i], wide_gain * wide_g, wide_g, wide_keep, wide_take)
+            mean = average[double](m[i], wide_g, wide_gain, wide_keep, half)
             s[i] = <real> square
             m[i] = <real> mean
             g = <real> wide_g
             variance = <real> positive_part(square - mean * mean)
         else:
             g = direction(grad[i], p[i], sign, weight_decay)
-            # In this order: g * g overflows from 1.8e19 on in float32.
-            variance = average(s[i], gain * g * g, keep, take)
+            variance = average_of_square(s[i], gain * g, g, keep, take)
             s[i] = variance
         d = g / (root(variance + eps_inside) + eps_outside)
         if has_momentum:
-            d = momentum * b[i] + d
+            d = muladd(momentum, b[i], d)
             b[i] = d
-        p[i] -= lr * d
+        p[i] = muladd(-lr, d, p[i])
 
 
 cdef inline void rmsprop_flags(real* p, const real* grad, real* s, real* m, real* b, Py_ssize_t n,
@@ -352,21 +365,21 @@ cdef inline void adam_loop(
     Py_ssize_t n, const AdamConstants* c, const bint amsgrad,
 ) noexcept nogil:
     cdef real step_size = <real> c.step_size, eps = epsilon(<real> c.eps, c.eps), shrink = <real> c.shrink
-    cdef real gain1 = <real> (1.0 - c.beta1), keep1 = <real> kept(c.beta1), take1 = <real> taken_away(c.beta1)
+    cdef real gain1 = <real> (1.0 - c.beta1), keep1 = <real> kept(c.beta1), half1 = <real> half_taken(c.beta1)
     cdef real gain2 = <real> (1.0 - c.beta2), keep2 = <real> kept(c.beta2), take2 = <real> taken_away(c.beta2)
     cdef real weight_decay = <real> c.weight_decay, sign = <real> c.sign
     cdef real g, mean, square
     cdef Py_ssize_t i
     for i in range(n):
         g = direction(grad[i], p[i], sign, weight_decay)
-        mean = average(m[i], gain1 * g, keep1, take1)
-        square = average(v[i], gain2 * g * g, keep2, take2)  # in this order: g * g overflows from 1.8e19 on in float32
+        mean = average(m[i], g, gain1, keep1, half1)
+        square = average_of_square(v[i], gain2 * g, g, keep2, take2)
         m[i] = mean
         v[i] = square
         if amsgrad:
             square = maximum(v_max[i], square)
             v_max[i] = square
-        p[i] = shrink * p[i] - step_size * (mean / (root(square) + eps))
+        p[i] = muladd(-step_size, mean / (root(square) + eps), shrink * p[i])
 
 
 cdef inline void adam_flags(real* p, const real* grad, real* m, real* v, real* v_max, Py_ssize_t n,
@@ -426,9 +439,9 @@ cdef inline void adagrad_loop(
     cdef Py_ssize_t i
     for i in range(n):
         g = direction(grad[i], p[i], sign, weight_decay)
-        square = s[i] + g * g
+        square = muladd(g, g, s[i])
         s[i] = square
-        p[i] -= step_size * (g / (root(square) + eps))
+        p[i] = muladd(-step_size, g / (root(square) + eps), p[i])
 
 
 cdef void adagrad_tile(Tile* t, const void* constants) noexcept nogil:

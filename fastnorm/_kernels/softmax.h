@@ -56,7 +56,6 @@ FASTNORM_INLINE real FN(exp_in_frame)(real x, real shift, real top, real bottom,
 FASTNORM_INLINE real FN(exp_in_units)(real x) {
     return FN(exp_in_frame)(x, 0, 0, -SOFTMAX_LOWEST, EXP_MAGIC + SOFTMAX_BIAS, 0);
 }
-FASTNORM_INLINE real FN(exp_nonpositive)(real x) { return FN(exp_in_units)(x) * (real)(1 / SOFTMAX_UNIT); }
 
 /* Largest of n values, NaN left out; -inf of none. */
 static real FN(softmax_max)(const real *restrict x, ptrdiff_t n) {

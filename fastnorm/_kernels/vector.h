@@ -508,18 +508,14 @@ static double FN(sum_squares)(const real *restrict x, ptrdiff_t n) {
 #define EXP_BIAS 1023
 #define EXP_SHIFT 52
 #define EXP_MAGIC 6755399441055744.0
-#define EXP_TOP 710.0
 #define EXP_TINY 0x1p-55 /* e**x rounds to 1 there */
-#define EXP_BOTTOM -746.0
 #define EXP_LN2_HI 6.93145751953125e-1
 #define EXP_LN2_LO 1.42860682030941723212e-6
 #else
 #define EXP_BIAS 127
 #define EXP_SHIFT 23
 #define EXP_MAGIC 12582912.0f
-#define EXP_TOP 89.0f
 #define EXP_TINY 0x1p-26f
-#define EXP_BOTTOM -104.5f
 #define EXP_LN2_HI 0.693359375f
 #define EXP_LN2_LO -2.12194440e-4f
 #endif
@@ -565,16 +561,24 @@ FASTNORM_INLINE real FN(exp_polynomial)(real r) {
     return FN(muladd)(p, r, 1);
 }
 
-/* Reduction by Cody and Waite, for any unit: x = n*period + r, where period = ln 2 times the unit in two numbers, the
-   upper one short enough for an exact product with n, and t is x in that unit, roughly. Returns r, and n + 2*EXP_BIAS. */
-FASTNORM_INLINE real FN(exp_reduce)(real x, real t, real period_hi, real period_lo, uint_of_real *n_plus_bias2) {
+/* Reduction by Cody and Waite, for any unit: x = n*period + r + low, where period = ln 2 times the unit in two numbers, the
+   upper one short enough for an exact product with n, t is x in that unit, roughly, and low is what rounding r left.
+   Returns r, and n + 2*EXP_BIAS. */
+FASTNORM_INLINE real FN(exp_reduce_low)(real x, real t, real period_hi, real period_lo, uint_of_real *n_plus_bias2,
+                                        real *low) {
     const real magic = EXP_MAGIC, shifted = t * (real)1.4426950408889634 + magic;
     const real n = shifted - magic;
     uint_of_real bits, magic_bits;
     memcpy(&bits, &shifted, sizeof bits);
     memcpy(&magic_bits, &magic, sizeof bits);
     *n_plus_bias2 = bits - magic_bits + 2 * EXP_BIAS;
-    return FN(muladd)(n, -period_lo, FN(muladd)(n, -period_hi, x));
+    const real upper = FN(muladd)(n, -period_hi, x), r = FN(muladd)(n, -period_lo, upper);
+    *low = FN(muladd)(n, -period_lo, upper - r);
+    return r;
+}
+FASTNORM_INLINE real FN(exp_reduce)(real x, real t, real period_hi, real period_lo, uint_of_real *n_plus_bias2) {
+    real low;
+    return FN(exp_reduce_low)(x, t, period_hi, period_lo, n_plus_bias2, &low);
 }
 
 /* -- the activations that batch norm fuses ---------------------------------------------------------------------------- */
@@ -608,9 +612,7 @@ FASTNORM_INLINE real FN(activate_gradient)(real dy, real z, int activation, real
 #undef EXP_BIAS
 #undef EXP_SHIFT
 #undef EXP_MAGIC
-#undef EXP_TOP
 #undef EXP_TINY
-#undef EXP_BOTTOM
 #undef EXP_LN2_HI
 #undef EXP_LN2_LO
 #undef SOFTMAX_UNIT
