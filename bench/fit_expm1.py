@@ -1,7 +1,7 @@
 """Coefficients of `exp_tail` in fastnorm/_kernels/activation.h: `pip install mpmath`, then `python bench/fit_expm1.py`.
 
 (e**r - 1 - r) / r**2 for |r| <= ln(2)/2 (1 + 2**-11) by a polynomial whose largest error is smallest relative to e**r:
-Remez' exchange, in 50 digits. Prints the coefficients as they are rounded, lowest first, and the error that is then left.
+Remez' exchange, in 50 digits. Prints the coefficients as they are rounded, lowest first, and the error that is left.
 """
 
 import mpmath as mp
