@@ -278,6 +278,22 @@ def test_same_bits_for_every_alignment(level, dtype, shape, axis, rng):
             assert a.tobytes() == b.tobytes()
 
 
+@pytest.mark.parametrize("shape", [(30, 9, 10007), (64, 64, 32, 32), (72, 128, 16, 16)])  # chains, or tiles for an L2
+def test_same_bits_for_every_cache(dtype, shape, rng):
+    """Where the work is cut for the second-level cache of the machine, no bit depends on it."""
+    args, dy = make(rng, shape, 1, dtype)
+    batchnorm, results = _runtime.kernels.batchnorm, []
+    try:
+        for n_bytes in (1 << 20, 2 << 20, 3 << 20, 64 << 20):
+            batchnorm.assume_l2(n_bytes)
+            results.append(run(args["x"], dy, args, activation="relu"))
+    finally:
+        batchnorm.assume_l2(0)
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            assert a.tobytes() == b.tobytes()
+
+
 def test_same_bits_at_every_level(dtype, rng):
     """No fused multiply-add and a fixed number of partial sums: batch norm does not even depend on the level."""
     args, dy = make(rng, (300, 70, 8), 1, dtype)

@@ -102,7 +102,8 @@ static void FN(bn_stats_columns)(const real *restrict x, ptrdiff_t rows, ptrdiff
 }
 
 /* The same over one channel's run, onto LANES partial sums. */
-static void FN(bn_stats_run)(const real *restrict x, ptrdiff_t n, real pivot, real *restrict sum, real *restrict square) {
+static void FN(bn_stats_run)(const real *restrict x, ptrdiff_t n, real pivot, Ahead ahead, real *restrict sum,
+                             real *restrict square) {
     const ptrdiff_t h = n < RUN_ALIGNED ? 0 : FN(before_line)(x);
     real s[LANES], q[LANES];
     FN(bn_stats_loop)(x, 1, 0, h, &pivot, 0, sum, square, 0);
@@ -110,7 +111,7 @@ static void FN(bn_stats_run)(const real *restrict x, ptrdiff_t n, real pivot, re
     FN(rotate_lanes)(square, h, q);
     ptrdiff_t i = h;
     for (; i + LANES <= n; i += LANES) {
-        fetch_ahead(x + i, LANES * sizeof(real));
+        fetch_ahead(x, i * (ptrdiff_t)sizeof(real), LANES * sizeof(real), ahead);
         FN(bn_stats_loop)(x + i, 1, 0, LANES, &pivot, 0, s, q, 0);
     }
     FN(bn_stats_loop)(x + i, 1, 0, n - i, &pivot, 0, s, q, 0);
@@ -518,7 +519,8 @@ static void FN(bn_reduce_columns)(const real *dy, const real *x, const real *res
 
 FASTNORM_INLINE void FN(bn_reduce_run_loop)(const real *dy, const real *x, const real *residual, ptrdiff_t n,
                                             const real *restrict p, ptrdiff_t ld, real slope, int activation,
-                                            int with_residual, real *restrict sum, real *restrict product) {
+                                            int with_residual, Ahead ahead, real *restrict sum,
+                                            real *restrict product) {
     const ptrdiff_t h = n < RUN_ALIGNED ? 0 : FN(before_line)(x);
     real s[LANES], q[LANES];
     FN(bn_reduce_loop)(dy, x, residual, 1, 0, h, p, ld, 0, slope, activation, with_residual, sum, product);
@@ -526,9 +528,10 @@ FASTNORM_INLINE void FN(bn_reduce_run_loop)(const real *dy, const real *x, const
     FN(rotate_lanes)(product, h, q);
     ptrdiff_t i = h;
     for (; i + LANES <= n; i += LANES) {
-        fetch_ahead(x + i, LANES * sizeof(real));
-        fetch_ahead(dy + i, LANES * sizeof(real));
-        if (with_residual) fetch_ahead(residual + i, LANES * sizeof(real));
+        const ptrdiff_t at = i * (ptrdiff_t)sizeof(real), n_bytes = LANES * sizeof(real);
+        fetch_ahead(x, at, n_bytes, ahead);
+        fetch_ahead(dy, at, n_bytes, ahead);
+        if (with_residual) fetch_ahead(residual, at, n_bytes, ahead);
         FN(bn_reduce_loop)(dy + i, x + i, with_residual ? residual + i : NULL, 1, 0, LANES, p, ld, 0, slope,
                            activation, with_residual, s, q);
     }
@@ -540,8 +543,9 @@ FASTNORM_INLINE void FN(bn_reduce_run_loop)(const real *dy, const real *x, const
 
 /* The same over one channel's run, onto LANES partial sums. */
 static void FN(bn_reduce_run)(const real *dy, const real *x, const real *residual, ptrdiff_t n, const real *p,
-                              ptrdiff_t ld, real slope, int activation, real *restrict sum, real *restrict product) {
-#define ONE(A, R) FN(bn_reduce_run_loop)(dy, x, residual, n, p, ld, slope, A, R, sum, product)
+                              ptrdiff_t ld, real slope, int activation, Ahead ahead, real *restrict sum,
+                              real *restrict product) {
+#define ONE(A, R) FN(bn_reduce_run_loop)(dy, x, residual, n, p, ld, slope, A, R, ahead, sum, product)
     BN_DISPATCH(ONE)
 #undef ONE
 }

@@ -5,8 +5,8 @@ from libc.string cimport memcpy
 from .batchnorm_parameters cimport careful_item, is_gradient_plain, is_plain, spread_table
 from .batchnorm_plan cimport PIECE, SHORT, STREAM_PIECE, Job, ceil_div, first_unit, padded
 from .vector cimport (
-    BN_BETA, BN_ROWS, SPREAD, at_offset, bn_apply, bn_apply_channels, bn_gradient, bn_gradient_channels, fetch,
-    fetch_ahead, real, stream_copy, stream_fence,
+    BN_BETA, BN_ROWS, SPREAD, Ahead, ahead_of_runs, at_offset, bn_apply, bn_apply_channels, bn_gradient,
+    bn_gradient_channels, fetch, fetch_ahead, real, stream_copy, stream_fence,
 )
 
 
@@ -48,6 +48,8 @@ cdef struct Output:
     const void* table  # of parameters
     Py_ssize_t ld      # its row length
     Py_ssize_t next    # how far on this thread's next tile lies, or 0
+    Py_ssize_t end     # of the contiguous values of this row of the tile
+    Ahead ahead        # what is read after them
 
 
 cdef inline void output(const Job* job, Output* out, Py_ssize_t i, Py_ssize_t n, Py_ssize_t channels, Py_ssize_t column,
@@ -72,11 +74,12 @@ cdef inline void output(const Job* job, Output* out, Py_ssize_t i, Py_ssize_t n,
         if residual != NULL:
             fetch(residual + out.next, n * sizeof(real))
     elif job.fetch:
-        fetch_ahead(x, n * sizeof(real))
+        out.ahead.left = (out.end - i) * sizeof(real)
+        fetch_ahead(x, 0, n * sizeof(real), out.ahead)
         if dy != NULL:
-            fetch_ahead(dy, n * sizeof(real))
+            fetch_ahead(dy, 0, n * sizeof(real), out.ahead)
         if residual != NULL:
-            fetch_ahead(residual, n * sizeof(real))
+            fetch_ahead(residual, 0, n * sizeof(real), out.ahead)
     if job.stream:
         y_place = <real*> writer_at(&out.y, y)
         if dresidual != NULL:
@@ -111,6 +114,13 @@ cdef inline Py_ssize_t piece(const Job* job, Py_ssize_t i, Py_ssize_t left, Py_s
     return min(left, STREAM_PIECE - <Py_ssize_t> (<size_t> (<real*> job.y + i) % 64) // <Py_ssize_t> sizeof(real))
 
 
+cdef inline void row_of(const Job* job, Output* out, Py_ssize_t begin, Py_ssize_t end, bint another,
+                        real* kind) noexcept nogil:
+    """Note where the contiguous values begin and end that are computed now, and whether there are others."""
+    out.end = end
+    out.ahead = ahead_of_runs((end - begin) * sizeof(real), job.channels * job.inner * sizeof(real) if another else 0)
+
+
 cdef inline void output_rows(const Job* job, Output* out, Py_ssize_t c0, Py_ssize_t width, Py_ssize_t start,
                              Py_ssize_t stop, real* kind) noexcept nogil:
     """The columns of rows start to stop, from the table of columns."""
@@ -119,6 +129,7 @@ cdef inline void output_rows(const Job* job, Output* out, Py_ssize_t c0, Py_ssiz
         rows = stop - start
     while o < stop:
         i, end, column = o * stride + c0 * job.inner, o * stride + c0 * job.inner + rows * width, 0
+        row_of(job, out, i, end, o + rows < stop, kind)
         while i < end:
             n = piece(job, i, end - i, job.fold * width, kind)
             output(job, out, i, n, 0, column, 1, kind)
@@ -133,6 +144,7 @@ cdef inline void output_channels(const Job* job, Output* out, Py_ssize_t c0, Py_
     cdef Py_ssize_t group = max(1, PIECE // job.inner), o, c, n
     for o in range(start, stop):
         c = c0
+        row_of(job, out, (o * job.channels + c0) * job.inner, (o * job.channels + c1) * job.inner, o + 1 < stop, kind)
         while c < c1:
             n = min(group, c1 - c)
             output(job, out, (o * job.channels + c) * job.inner, n * job.inner, n, c, 0, kind)
@@ -145,6 +157,8 @@ cdef inline void output_runs(const Job* job, Output* out, Py_ssize_t c0, Py_ssiz
     cdef Py_ssize_t o, at, c, i, n, left
     for o in range(start // job.inner, ceil_div(stop, job.inner)):
         at = max(0, start - o * job.inner)
+        row_of(job, out, (o * job.channels + c0) * job.inner, (o * job.channels + c1) * job.inner,
+               (o + 1) * job.inner < stop, kind)
         for c in range(c0, c1):
             i = (o * job.channels + c) * job.inner + at
             left = min(job.inner, stop - o * job.inner) - at

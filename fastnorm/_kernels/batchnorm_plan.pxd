@@ -3,7 +3,7 @@
 The reasons are in `batchnorm.pyx`.
 """
 
-from .vector cimport BN_ROWS, BN_WIDE_ROWS, LANES, SPREAD, STATS_ROWS, STREAM_BYTES, bn_plain
+from .vector cimport BN_ROWS, BN_WIDE_ROWS, LANES, SPREAD, STATS_ROWS, STREAM_BYTES, bn_plain, l2_bytes
 
 cdef enum:
     RUN_MIN = 256              # an inner extent from which one channel's run is vectorized by itself
@@ -17,6 +17,7 @@ cdef enum:
     PIECE = 1024               # values that are computed into a buffer at once, channel by channel
     STREAM_PIECE = 256         # the same for runs and rows that are streamed
     CACHE = 1024 * 1024        # bytes of a tile that is read twice and should be found in L2 the second time
+    LARGE_L2 = 2 * CACHE       # bytes of an L2 that holds larger tiles
     WAYS = 12                  # lines of one set of L2 that a tile may take: of 16, or of 8 in a cache twice as large
     WAY_BYTES = 64 * 1024      # bytes of one way of L2: 1 MB in 16 ways
     WAVE = 8 * 1024 * 1024     # bytes that are read twice and should be found in L3 the second time
@@ -110,14 +111,16 @@ cdef inline void cut_both_halves(Job* job, Py_ssize_t widest, Py_ssize_t channel
                                  Py_ssize_t arrays) noexcept nogil:
     """Tiles that the second half finds in a cache."""
     cdef Py_ssize_t narrowest = min(widest, ceil_div(WIDTH_MIN, job.inner) if job.columns else 1)
-    cdef Py_ssize_t tile = max(narrowest, min(widest, CACHE // channel_bytes, ceil_div(job.channels, TILES)))
+    cdef Py_ssize_t tile = max(narrowest, min(widest, CACHE // channel_bytes, ceil_div(job.channels, TILES))), largest
     job.tile = tile
     if (tile * channel_bytes <= CACHE and lines_of_a_set(job, tile, itemsize) <= WAYS
             and ceil_div(job.channels, tile) >= TILES // 2):
         return  # L2 holds them, and there are enough to share out
-    job.chained = chains(job, channel_bytes, arrays)
-    if job.chained:
-        job.tile = max(1, min(widest, CHAIN_TILE // channel_bytes, job.channels // (TILES // 2)))
+    if chains(job, channel_bytes, arrays):  # or else, with the same bits, tiles for the L2 of this machine
+        largest = l2_bytes() - l2_bytes() // 8 if l2_bytes() >= LARGE_L2 else 0
+        job.chained = channel_bytes > largest
+        job.tile = max(1, min(widest, (CHAIN_TILE if job.chained else largest) // channel_bytes,
+                              job.channels // (TILES // 2)))
         return
     cut_samples(job, widest, itemsize * arrays, BLOCK)
     if job.blocks < 2:

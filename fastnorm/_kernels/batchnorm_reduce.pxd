@@ -6,10 +6,10 @@ from libc.string cimport memset
 from .batchnorm_parameters cimport careful_item, is_plain, repeat, set_parameters, spread_table
 from .batchnorm_plan cimport CHUNK, CHUNK_ROWS, SAMPLES, STATISTICS, Job, ceil_div, first_unit, padded
 from .vector cimport (
-    BN_BETA, BN_INV_STD, BN_MEAN_HI, BN_MEAN_LO, BN_ROWS, LANES, at_offset, bn_add_finite, bn_any_far, bn_channel_sums,
-    bn_finish_reduction, bn_in_range, bn_merge, bn_merge_chunk, bn_reduce_columns, bn_reduce_run, bn_spread,
-    bn_square_sum, bn_squares_vanished, bn_stats_columns, bn_stats_run, bn_typical, bn_update_running, bn_wide_moments,
-    lanes_sum, real,
+    BN_BETA, BN_INV_STD, BN_MEAN_HI, BN_MEAN_LO, BN_ROWS, LANES, Ahead, ahead_of_runs, at_offset, bn_add_finite,
+    bn_any_far, bn_channel_sums, bn_finish_reduction, bn_in_range, bn_merge, bn_merge_chunk, bn_reduce_columns,
+    bn_reduce_run, bn_spread, bn_square_sum, bn_squares_vanished, bn_stats_columns, bn_stats_run, bn_typical,
+    bn_update_running, bn_wide_moments, lanes_sum, real,
 )
 
 
@@ -121,17 +121,29 @@ cdef inline void stats_of_columns(const real* x, Py_ssize_t rows, Py_ssize_t str
                 merge_moments(<double> (start * inner), n, sums[k] - base[k], squares[k], &mean[k], &m2[k])
 
 
-cdef inline void sum_run(const real* x, Py_ssize_t start, Py_ssize_t stop, Py_ssize_t inner, Py_ssize_t stride,
-                         real pivot, real* sum, real* square) noexcept nogil:
-    """Sums of d and d*d of a channel's samples start to stop, LANES of each; x is the channel's first sample."""
-    cdef Py_ssize_t o, at, n
+cdef inline Ahead next_runs(Py_ssize_t inner, Py_ssize_t at, Py_ssize_t stride, bint another,
+                            real kind) noexcept nogil:
+    """What is read after the run at `at` of a channel's `inner` values."""
+    cdef Ahead ahead = ahead_of_runs(inner * sizeof(real), stride * sizeof(real) if another else 0)
+    ahead.left -= at * sizeof(real)
+    return ahead
+
+
+cdef inline void sum_run(const real* x, Py_ssize_t start, Py_ssize_t stop, Py_ssize_t end, Py_ssize_t inner,
+                         Py_ssize_t stride, real pivot, real* sum, real* square) noexcept nogil:
+    """Sums of d and d*d of a channel's samples start to stop, LANES of each; x is the channel's first sample. Those
+    up to end come next.
+    """
+    cdef Py_ssize_t o, at, n, last = (end - 1) // inner
+    cdef Ahead ahead
     memset(sum, 0, LANES * sizeof(real))
     memset(square, 0, LANES * sizeof(real))
     while start < stop:
         o = start // inner
         at = start - o * inner
         n = min(inner - at, stop - start)
-        bn_stats_run(x + o * stride + at, n, pivot, sum, square)
+        ahead = next_runs(inner, at, stride, o < last, pivot)
+        bn_stats_run(x + o * stride + at, n, pivot, ahead, sum, square)
         start += n
 
 
@@ -187,11 +199,11 @@ cdef inline void stats_of_run(const real* x, Py_ssize_t start, Py_ssize_t stop, 
         e = min(s + CHUNK, stop)
         n = <double> (e - s)
         if in_range:  # as with columns
-            sum_run(x, s, e, inner, stride, pivot, sum, square)
+            sum_run(x, s, e, stop, inner, stride, pivot, sum, square)
             a, b = lanes_sum(sum, LANES), lanes_sum(square, LANES)
             if pivot_is_far(n, a, b) and isfinite(pivot + a / n):
                 pivot = <real> (pivot + a / n)
-                sum_run(x, s, e, inner, stride, pivot, sum, square)
+                sum_run(x, s, e, stop, inner, stride, pivot, sum, square)
                 a, b = lanes_sum(sum, LANES), lanes_sum(square, LANES)
             in_range = bn_in_range(&a, &b, &pivot, 1, 1)
         if in_range == 2:
@@ -288,7 +300,8 @@ cdef inline void add_reduction(const Job* job, Py_ssize_t c, Py_ssize_t start, P
 cdef inline void reduce_item(const Job* job, Py_ssize_t t, Py_ssize_t b, real* scratch) noexcept nogil:
     """First half of the backward: sums of dz and of dz * (x - mean) of tile t over block b."""
     cdef Py_ssize_t c0 = t * job.tile, c1 = min(job.channels, c0 + job.tile), c, k, o, at, i, n, ld, width
-    cdef Py_ssize_t start, stop, begin
+    cdef Py_ssize_t start, stop, begin, last
+    cdef Ahead ahead
     cdef Py_ssize_t u0 = first_unit(job, b), u1 = first_unit(job, b + 1), stride = job.channels * job.inner
     cdef double *sum = job.partial + 2 * b * job.channels
     cdef double *product = sum + job.channels
@@ -328,7 +341,7 @@ cdef inline void reduce_item(const Job* job, Py_ssize_t t, Py_ssize_t b, real* s
                                   product)
             start = stop
         return
-    table, ld = <const real*> job.table, job.channels
+    table, ld, last = <const real*> job.table, job.channels, (u1 - 1) // job.inner
     for c in range(c0, c1):
         start = u0
         while start < u1:
@@ -339,8 +352,9 @@ cdef inline void reduce_item(const Job* job, Py_ssize_t t, Py_ssize_t b, real* s
                 at = start - o * job.inner
                 n = min(job.inner - at, stop - start)
                 i = o * stride + c * job.inner + at
-                bn_reduce_run(dy + i, x + i, at_offset(residual, i), n, table + c, ld, slope,
-                              job.activation, lanes, lanes + LANES)
+                ahead = next_runs(job.inner, at, stride, o < last, slope)
+                bn_reduce_run(dy + i, x + i, at_offset(residual, i), n, table + c, ld, slope, job.activation, ahead,
+                              lanes, lanes + LANES)
                 start += n
             add_reduction(job, c, begin, stop, lanes_sum(lanes, LANES), lanes_sum(lanes + LANES, LANES), lanes, sum,
                           product)

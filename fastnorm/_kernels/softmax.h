@@ -86,7 +86,7 @@ FASTNORM_INLINE double FN(softmax_exp_loop)(const real *restrict x, real *restri
         memset(sum, 0, sizeof sum);
         ptrdiff_t i = start;
         for (; i + LANES <= end; i += LANES) {
-            for (int j = 0; j < LANES; j += 64 / (int)sizeof(real)) PREFETCH(x + n + i + j);
+            for (int j = 0; j < LANES; j += 64 / (int)sizeof(real)) PREFETCH_FAR(x + n + i + j);
             SIMD
             for (int j = 0; j < LANES; j++) {
                 const real v = FN(exp_in_frame)(x[i + j], shift, top, bottom, magic, residue);

@@ -18,6 +18,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#if defined(__unix__) || defined(__APPLE__)
+#include <unistd.h>
+#endif
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -57,21 +60,40 @@
 #define FASTNORM_THREAD_LOCAL __thread
 #endif
 
-/* Ask for the cache line of an address, which need not exist. */
+/* Ask for the cache line of an address, which need not exist; FAR: in L2 alone, for what will be read much later. */
 #if defined(__GNUC__)
 #define PREFETCH(address) __builtin_prefetch(address)
+#define PREFETCH_FAR(address) __builtin_prefetch(address, 0, 2)
 #else
 #define PREFETCH(address) ((void)0)
+#define PREFETCH_FAR(address) ((void)0)
 #endif
 
-/* Ask for what lies a page behind n_bytes, for loops over long contiguous memory that do more than such a loop between:
-   the processor's own prefetch stops at the end of a page, and what it could find out by running ahead is hidden behind
-   the other instructions. */
+/* What is read a page after n_bytes at `at`, for loops over long memory that do more than such a loop between: the processor's
+   own prefetch stops at the end of a page, and what it could find out by running ahead is hidden behind the other
+   instructions. Memory is read run by run; `left` bytes after `from` the run ends, and the next one begins `jump` bytes
+   further on: beside that end lies what is not read for long. */
 enum { FETCH_AHEAD = 4096 };
-static inline void fetch(const void *from, size_t n_bytes) {
-    for (size_t i = 0; i < n_bytes; i += 64) PREFETCH((const char *)from + i);
+typedef struct {
+    ptrdiff_t by, left, jump;
+} Ahead;
+
+/* For runs of so many bytes, so many apart; apart = 0 where there is no next run. */
+static inline Ahead ahead_of_runs(ptrdiff_t run, ptrdiff_t apart) {
+    Ahead ahead = {run < FETCH_AHEAD ? run : FETCH_AHEAD, run, 0};
+    ahead.jump = apart ? apart - run : -ahead.by; /* what is there already */
+    return ahead;
 }
-static inline void fetch_ahead(const void *from, size_t n_bytes) { fetch((const char *)from + FETCH_AHEAD, n_bytes); }
+
+static inline void fetch_ahead(const void *from, ptrdiff_t at, ptrdiff_t n_bytes, Ahead ahead) {
+    const ptrdiff_t there = at + ahead.by;
+    const char *next = (const char *)from + (there < ahead.left ? there : there + ahead.jump);
+    for (ptrdiff_t i = 0; i < n_bytes; i += 64) PREFETCH(next + i);
+}
+/* Ask for n_bytes that are the next piece of work. */
+static inline void fetch(const void *from, size_t n_bytes) {
+    for (size_t i = 0; i < n_bytes; i += 64) PREFETCH_FAR((const char *)from + i);
+}
 
 /* The next of the numbers that several threads take. */
 static inline ptrdiff_t claim(ptrdiff_t *next) {
@@ -189,6 +211,23 @@ static const char *fastnorm_build_flags(void) {
     return FASTNORM_BUILD_FLAGS;
 #else
     return "";
+#endif
+}
+
+/* Bytes of the second-level cache of one core, or 0 where the system does not tell. Tests assume others. */
+static ptrdiff_t l2_assumed;
+static void assume_l2_bytes(ptrdiff_t n_bytes) { l2_assumed = n_bytes; }
+static ptrdiff_t l2_bytes(void) {
+    if (l2_assumed) return l2_assumed;
+#ifdef _SC_LEVEL2_CACHE_SIZE
+    static ptrdiff_t known = -1;
+    if (known < 0) {
+        const long found = sysconf(_SC_LEVEL2_CACHE_SIZE);
+        known = found > 0 ? (ptrdiff_t)found : 0;
+    }
+    return known;
+#else
+    return 0;
 #endif
 }
 

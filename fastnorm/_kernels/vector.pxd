@@ -20,10 +20,15 @@ cdef extern from "vector.h" nogil:
     enum: BN_WIDE_ROWS
 
     const char* fastnorm_build_flags()
+    void assume_l2_bytes(Py_ssize_t n_bytes)
+    Py_ssize_t l2_bytes()
     void stream_copy(void* dst, const void* src, size_t n_bytes)
     void stream_fence()
     void fetch(const void* start, size_t n_bytes)
-    void fetch_ahead(const void* start, size_t n_bytes)
+    ctypedef struct Ahead:
+        Py_ssize_t left
+    Ahead ahead_of_runs(Py_ssize_t run, Py_ssize_t apart)
+    void fetch_ahead(const void* start, Py_ssize_t at, Py_ssize_t n_bytes, Ahead ahead)
     Py_ssize_t claim(Py_ssize_t* next)
     void* scratch_alloc(size_t n_bytes)
     void scratch_free(void* scratch)
@@ -109,16 +114,16 @@ cdef extern from "vector.h" nogil:
     void bn_merge(double count, double n, double mean_n, double m2_n, double* mean, double* m2)
     bint bn_add_finite(const double* a, const double* b, Py_ssize_t n, double* sum, double* product)
     bint bn_any_far(double n, const double* sum, const double* square, Py_ssize_t channels)
-    void bn_stats_run_f32(const float* x, Py_ssize_t n, float pivot, float* sum, float* square)
-    void bn_stats_run_f64(const double* x, Py_ssize_t n, double pivot, double* sum, double* square)
+    void bn_stats_run_f32(const float* x, Py_ssize_t n, float pivot, Ahead ahead, float* sum, float* square)
+    void bn_stats_run_f64(const double* x, Py_ssize_t n, double pivot, Ahead ahead, double* sum, double* square)
     void bn_apply_f32(const float* x, const float* residual, float* y, Py_ssize_t n, const float* p, Py_ssize_t ld,
                       int step, float slope, int activation)
     void bn_apply_f64(const double* x, const double* residual, double* y, Py_ssize_t n, const double* p,
                       Py_ssize_t ld, int step, double slope, int activation)
     void bn_reduce_run_f32(const float* dy, const float* x, const float* residual, Py_ssize_t n, const float* p,
-                           Py_ssize_t ld, float slope, int activation, float* sum, float* product)
+                           Py_ssize_t ld, float slope, int activation, Ahead ahead, float* sum, float* product)
     void bn_reduce_run_f64(const double* dy, const double* x, const double* residual, Py_ssize_t n, const double* p,
-                           Py_ssize_t ld, double slope, int activation, double* sum, double* product)
+                           Py_ssize_t ld, double slope, int activation, Ahead ahead, double* sum, double* product)
     void bn_gradient_f32(const float* dy, const float* x, const float* residual, float* dx, float* dresidual,
                          Py_ssize_t n, const float* p, Py_ssize_t ld, int step, float slope, int activation,
                          bint frozen)
@@ -358,11 +363,12 @@ cdef inline void bn_reduce_columns(const real* dy, const real* x, const real* re
         bn_reduce_columns_f64(dy, x, residual, rows, stride, n, p, ld, slope, activation, sum, product)
 
 
-cdef inline void bn_stats_run(const real* x, Py_ssize_t n, real pivot, real* sum, real* square) noexcept nogil:
+cdef inline void bn_stats_run(const real* x, Py_ssize_t n, real pivot, Ahead ahead, real* sum,
+                              real* square) noexcept nogil:
     if real is float:
-        bn_stats_run_f32(x, n, pivot, sum, square)
+        bn_stats_run_f32(x, n, pivot, ahead, sum, square)
     else:
-        bn_stats_run_f64(x, n, pivot, sum, square)
+        bn_stats_run_f64(x, n, pivot, ahead, sum, square)
 
 
 cdef inline void bn_apply(const real* x, const real* residual, real* y, Py_ssize_t n, const real* p, Py_ssize_t ld,
@@ -374,11 +380,12 @@ cdef inline void bn_apply(const real* x, const real* residual, real* y, Py_ssize
 
 
 cdef inline void bn_reduce_run(const real* dy, const real* x, const real* residual, Py_ssize_t n, const real* p,
-                               Py_ssize_t ld, real slope, int activation, real* sum, real* product) noexcept nogil:
+                               Py_ssize_t ld, real slope, int activation, Ahead ahead, real* sum,
+                               real* product) noexcept nogil:
     if real is float:
-        bn_reduce_run_f32(dy, x, residual, n, p, ld, slope, activation, sum, product)
+        bn_reduce_run_f32(dy, x, residual, n, p, ld, slope, activation, ahead, sum, product)
     else:
-        bn_reduce_run_f64(dy, x, residual, n, p, ld, slope, activation, sum, product)
+        bn_reduce_run_f64(dy, x, residual, n, p, ld, slope, activation, ahead, sum, product)
 
 
 cdef inline void bn_gradient(const real* dy, const real* x, const real* residual, real* dx, real* dresidual,
