@@ -70,32 +70,47 @@ enum {
 };
 #endif
 
+/* Ask for LANES values of each of so many rows. */
+FASTNORM_INLINE void FN(fetch_rows)(const real *x, int rows, ptrdiff_t stride) {
+    for (int r = 0; r < rows; r++)
+        for (int j = 0; j < LANES; j += 64 / (int)sizeof(real)) PREFETCH(x + r * stride + j);
+}
+
+/* ahead: the same columns of the rows to come are fetched while these are added up; strips of LANES columns, for vectors. */
 FASTNORM_INLINE void FN(bn_stats_rows)(const real *restrict x, ptrdiff_t rows, ptrdiff_t stride, ptrdiff_t n,
-                                       const real *restrict pivot, real *restrict sum, real *restrict square, int grouped) {
+                                       const real *restrict pivot, real *restrict sum, real *restrict square, int grouped,
+                                       int ahead) {
     const int at_once = STATS_ROWS;
     ptrdiff_t r = 0;
-    for (; r + at_once <= rows; r += at_once)
-        FN(bn_stats_loop)(x + r * stride, at_once, stride, n, pivot, 1, sum, square, grouped);
+    for (; r + at_once <= rows; r += at_once) {
+        ptrdiff_t j = 0;
+        for (; ahead && j + LANES <= n; j += LANES) {
+            FN(fetch_rows)(x + (r + at_once) * stride + j, at_once, stride);
+            FN(bn_stats_loop)(x + r * stride + j, at_once, stride, LANES, pivot + j, 1, sum + j, square + j, grouped);
+        }
+        FN(bn_stats_loop)(x + r * stride + j, at_once, stride, n - j, pivot + j, 1, sum + j, square + j, grouped);
+    }
     for (; r < rows; r++) FN(bn_stats_loop)(x + r * stride, 1, stride, n, pivot, 1, sum, square, grouped);
 }
 
 /* Groups of rows begin at the first row whatever the address is: no rotation, and so no loads that begin at lines. Where
    rows are not grouped and follow one another, `pivot` repeats a line's values behind the last column. */
 static void FN(bn_stats_columns)(const real *restrict x, ptrdiff_t rows, ptrdiff_t stride, ptrdiff_t n,
-                                 const real *restrict pivot, real *restrict sum, real *restrict square, int grouped) {
+                                 const real *restrict pivot, real *restrict sum, real *restrict square, int grouped,
+                                 int ahead) {
     const ptrdiff_t h = FN(before_line)(x);
     if (grouped) {
-        FN(bn_stats_rows)(x, rows, stride, n, pivot, sum, square, 1);
+        FN(bn_stats_rows)(x, rows, stride, n, pivot, sum, square, 1, ahead);
         return;
     }
     if (stride != n || rows < 2 * STATS_ROWS || h == 0 || h > n) {
-        FN(bn_stats_rows)(x, rows, stride, n, pivot, sum, square, 0);
+        FN(bn_stats_rows)(x, rows, stride, n, pivot, sum, square, 0, ahead);
         return;
     }
     FN(bn_stats_loop)(x, 1, 0, h, pivot, 1, sum, square, 0);
     FN(rotate)(sum, n, h);
     FN(rotate)(square, n, h);
-    FN(bn_stats_rows)(x + h, rows - 1, n, n, pivot + h, sum, square, 0);
+    FN(bn_stats_rows)(x + h, rows - 1, n, n, pivot + h, sum, square, 0, ahead);
     FN(bn_stats_loop)(x + h + (rows - 1) * n, 1, 0, n - h, pivot + h, 1, sum, square, 0);
     FN(rotate_back)(sum, n, h);
     FN(rotate_back)(square, n, h);
@@ -421,14 +436,26 @@ static void FN(bn_gradient)(const real *dy, const real *x, const real *residual,
 #undef EACH_FROZEN
 }
 
+/* `ahead` as in bn_stats_rows. */
 FASTNORM_INLINE void FN(bn_reduce_rows)(const real *dy, const real *x, const real *residual, ptrdiff_t rows,
                                         ptrdiff_t stride, ptrdiff_t n, const real *p, ptrdiff_t ld, real slope,
-                                        int activation, int with_residual, real *sum, real *product) {
+                                        int activation, int with_residual, int ahead, real *sum, real *product) {
     const int at_once = REDUCE_ROWS;
+    const ptrdiff_t strip = ahead ? LANES : n;
     ptrdiff_t r = 0;
-    for (; r + at_once <= rows; r += at_once)
-        FN(bn_reduce_loop)(dy + r * stride, x + r * stride, with_residual ? residual + r * stride : NULL, at_once, stride,
-                           n, p, ld, 1, slope, activation, with_residual, sum, product);
+    for (; r + at_once <= rows; r += at_once) {
+        for (ptrdiff_t j = 0; j < n; j += strip) {
+            const ptrdiff_t at = r * stride + j, next = at + at_once * stride;
+            if (ahead) {
+                FN(fetch_rows)(x + next, at_once, stride);
+                FN(fetch_rows)(dy + next, at_once, stride);
+                if (with_residual) FN(fetch_rows)(residual + next, at_once, stride);
+            }
+            FN(bn_reduce_loop)(dy + at, x + at, with_residual ? residual + at : NULL, at_once, stride,
+                               n - j < strip ? n - j : strip, p + j, ld, 1, slope, activation, with_residual, sum + j,
+                               product + j);
+        }
+    }
     for (; r < rows; r++)
         FN(bn_reduce_loop)(dy + r * stride, x + r * stride, with_residual ? residual + r * stride : NULL, 1, stride, n, p,
                            ld, 1, slope, activation, with_residual, sum, product);
@@ -437,17 +464,18 @@ FASTNORM_INLINE void FN(bn_reduce_rows)(const real *dy, const real *x, const rea
 /* Where rows follow one another, each row of the table repeats a line's values behind the last column. */
 FASTNORM_INLINE void FN(bn_reduce_columns_loop)(const real *dy, const real *x, const real *residual, ptrdiff_t rows,
                                                 ptrdiff_t stride, ptrdiff_t n, const real *p, ptrdiff_t ld, real slope,
-                                                int activation, int with_residual, real *sum, real *product) {
+                                                int activation, int with_residual, int ahead, real *sum,
+                                                real *product) {
     const ptrdiff_t h = FN(before_line)(x), last = h + (rows - 1) * n;
     if (stride != n || rows < 2 * REDUCE_ROWS || h == 0 || h > n) {
-        FN(bn_reduce_rows)(dy, x, residual, rows, stride, n, p, ld, slope, activation, with_residual, sum, product);
+        FN(bn_reduce_rows)(dy, x, residual, rows, stride, n, p, ld, slope, activation, with_residual, ahead, sum, product);
         return;
     }
     FN(bn_reduce_loop)(dy, x, residual, 1, 0, h, p, ld, 1, slope, activation, with_residual, sum, product);
     FN(rotate)(sum, n, h);
     FN(rotate)(product, n, h);
     FN(bn_reduce_rows)(dy + h, x + h, with_residual ? residual + h : NULL, rows - 1, n, n, p + h, ld, slope, activation,
-                       with_residual, sum, product);
+                       with_residual, ahead, sum, product);
     FN(bn_reduce_loop)(dy + last, x + last, with_residual ? residual + last : NULL, 1, 0, n - h, p + h, ld, 1, slope,
                        activation, with_residual, sum, product);
     FN(rotate_back)(sum, n, h);
@@ -510,9 +538,9 @@ static void FN(bn_gradient_channels)(const real *dy, const real *x, const real *
 }
 
 static void FN(bn_reduce_columns)(const real *dy, const real *x, const real *residual, ptrdiff_t rows, ptrdiff_t stride,
-                                  ptrdiff_t n, const real *p, ptrdiff_t ld, real slope, int activation,
+                                  ptrdiff_t n, const real *p, ptrdiff_t ld, real slope, int activation, int ahead,
                                   real *restrict sum, real *restrict product) {
-#define EACH(A, R) FN(bn_reduce_columns_loop)(dy, x, residual, rows, stride, n, p, ld, slope, A, R, sum, product)
+#define EACH(A, R) FN(bn_reduce_columns_loop)(dy, x, residual, rows, stride, n, p, ld, slope, A, R, ahead, sum, product)
     BN_DISPATCH(EACH)
 #undef EACH
 }

@@ -73,7 +73,7 @@ cdef inline void first_pivot(const real* x, Py_ssize_t rows, Py_ssize_t stride, 
 
 cdef inline void stats_of_columns(const real* x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t fold,
                                   Py_ssize_t channels, Py_ssize_t inner, double* mean, double* m2, double* base,
-                                  bint grouped, real* scratch) noexcept nogil:
+                                  bint grouped, bint ahead, real* scratch) noexcept nogil:
     """Mean less base, M2 and base of each channel over `rows` rows, of which `fold` are taken as one."""
     cdef Py_ssize_t width = channels * inner, ld = padded(fold * width), chunk, start, n_rows, k, j, attempt, whole
     cdef const real *first
@@ -97,9 +97,10 @@ cdef inline void stats_of_columns(const real* x, Py_ssize_t rows, Py_ssize_t str
         # Behind a chunk beyond the range comes another, mostly: its sums are not tried.
         for attempt in range(2 if in_range else 0):
             memset(sum, 0, 2 * ld * sizeof(real))
-            bn_stats_columns(first, whole, fold * stride, fold * width, pivot, sum, square, grouped)
+            bn_stats_columns(first, whole, fold * stride, fold * width, pivot, sum, square, grouped,
+                             ahead)
             bn_stats_columns(first + whole * fold * stride, 1, 0, (n_rows - whole * fold) * width, pivot, sum, square,
-                             grouped)
+                             grouped, False)
             bn_channel_sums(sum, fold, channels, inner, sums)
             bn_channel_sums(square, fold, channels, inner, squares)
             in_range = bn_in_range(sums, squares, pivot, inner, channels)
@@ -225,7 +226,7 @@ cdef inline void stats_item(const Job* job, Py_ssize_t t, Py_ssize_t b, real* sc
     cdef const real *x = <const real*> job.x + c0 * job.inner
     if job.columns:
         stats_of_columns(x + u0 * stride, u1 - u0, stride, job.fold, c1 - c0, job.inner, mean + c0, m2 + c0,
-                         base + c0, job.grouped, scratch)
+                         base + c0, job.grouped, job.fetch_rows, scratch)
     else:
         for c in range(c0, c1):
             stats_of_run(x + (c - c0) * job.inner, u0, u1, job.inner, stride, mean + c, m2 + c, base + c, scratch)
@@ -288,7 +289,7 @@ cdef inline void add_reduction(const Job* job, Py_ssize_t c, Py_ssize_t start, P
             i = s // job.inner * ld * job.inner + c * job.inner + s % job.inner
             dz = unused = 0
             bn_reduce_columns(<const real*> job.dy + i, x + i, at_offset(<const real*> job.residual, i), 1, 0, 1, table,
-                              ld, <real> job.slope, job.activation, &dz, &unused)
+                              ld, <real> job.slope, job.activation, False, &dz, &unused)
             a += dz
             b += dz * ((<double> x[i] - table[BN_MEAN_HI * ld]) - table[BN_MEAN_LO * ld])
             if isnan(a) and isnan(b):
@@ -329,10 +330,10 @@ cdef inline void reduce_item(const Job* job, Py_ssize_t t, Py_ssize_t b, real* s
             n = (stop - start) // job.fold
             i = start * stride + c0 * job.inner
             bn_reduce_columns(dy + i, x + i, at_offset(residual, i), n, job.fold * stride, job.fold * width, table, ld,
-                              slope, job.activation, lanes, products_of_columns)
+                              slope, job.activation, job.fetch_rows, lanes, products_of_columns)
             i += n * job.fold * stride
             bn_reduce_columns(dy + i, x + i, at_offset(residual, i), 1, 0, (stop - start - n * job.fold) * width, table,
-                              ld, slope, job.activation, lanes, products_of_columns)
+                              ld, slope, job.activation, False, lanes, products_of_columns)
             bn_channel_sums(lanes, job.fold, c1 - c0, job.inner, sums)
             bn_channel_sums(products_of_columns, job.fold, c1 - c0, job.inner, products)
             if not bn_add_finite(sums, products, c1 - c0, sum + c0, product + c0):

@@ -51,9 +51,9 @@ cdef extern from "vector.h" nogil:
     double sum_squares_f64(const double* x, Py_ssize_t n)
 
     void bn_stats_columns_f32(const float* x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t n, const float* pivot,
-                              float* sum, float* square, bint grouped)
+                              float* sum, float* square, bint grouped, bint ahead)
     void bn_stats_columns_f64(const double* x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t n, const double* pivot,
-                              double* sum, double* square, bint grouped)
+                              double* sum, double* square, bint grouped, bint ahead)
     void bn_typical_f32(const float* x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t n, float* pivot, double* mean)
     void bn_typical_f64(const double* x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t n, double* pivot,
                         double* mean)
@@ -107,10 +107,10 @@ cdef extern from "vector.h" nogil:
                                  Py_ssize_t channels, double* dgamma, double* dbeta, double* p, Py_ssize_t ld)
     void bn_reduce_columns_f32(const float* dy, const float* x, const float* residual, Py_ssize_t rows,
                                Py_ssize_t stride, Py_ssize_t n, const float* p, Py_ssize_t ld, float slope,
-                               int activation, float* sum, float* product)
+                               int activation, bint ahead, float* sum, float* product)
     void bn_reduce_columns_f64(const double* dy, const double* x, const double* residual, Py_ssize_t rows,
                                Py_ssize_t stride, Py_ssize_t n, const double* p, Py_ssize_t ld, double slope,
-                               int activation, double* sum, double* product)
+                               int activation, bint ahead, double* sum, double* product)
     void bn_merge(double count, double n, double mean_n, double m2_n, double* mean, double* m2)
     bint bn_add_finite(const double* a, const double* b, Py_ssize_t n, double* sum, double* product)
     bint bn_any_far(double n, const double* sum, const double* square, Py_ssize_t channels)
@@ -240,11 +240,11 @@ cdef inline double lanes_sum(const real* x, Py_ssize_t n) noexcept nogil:
 
 
 cdef inline void bn_stats_columns(const real* x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t n, const real* pivot,
-                                  real* sum, real* square, bint grouped) noexcept nogil:
+                                  real* sum, real* square, bint grouped, bint ahead) noexcept nogil:
     if real is float:
-        bn_stats_columns_f32(x, rows, stride, n, pivot, sum, square, grouped)
+        bn_stats_columns_f32(x, rows, stride, n, pivot, sum, square, grouped, ahead)
     else:
-        bn_stats_columns_f64(x, rows, stride, n, pivot, sum, square, grouped)
+        bn_stats_columns_f64(x, rows, stride, n, pivot, sum, square, grouped, ahead)
 
 
 cdef inline void bn_typical(const real* x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t n, real* pivot,
@@ -356,11 +356,11 @@ cdef inline void bn_finish_reduction(const double* sum, const double* product, c
 
 cdef inline void bn_reduce_columns(const real* dy, const real* x, const real* residual, Py_ssize_t rows,
                                    Py_ssize_t stride, Py_ssize_t n, const real* p, Py_ssize_t ld, real slope,
-                                   int activation, real* sum, real* product) noexcept nogil:
+                                   int activation, bint ahead, real* sum, real* product) noexcept nogil:
     if real is float:
-        bn_reduce_columns_f32(dy, x, residual, rows, stride, n, p, ld, slope, activation, sum, product)
+        bn_reduce_columns_f32(dy, x, residual, rows, stride, n, p, ld, slope, activation, ahead, sum, product)
     else:
-        bn_reduce_columns_f64(dy, x, residual, rows, stride, n, p, ld, slope, activation, sum, product)
+        bn_reduce_columns_f64(dy, x, residual, rows, stride, n, p, ld, slope, activation, ahead, sum, product)
 
 
 cdef inline void bn_stats_run(const real* x, Py_ssize_t n, real pivot, Ahead ahead, real* sum,
