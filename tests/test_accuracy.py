@@ -138,6 +138,19 @@ def test_median_of_seeds_is_what_counts():
     assert row.behind
 
 
+def test_mean_gap_leaves_out_what_is_the_same():
+    def row(ours, theirs):
+        errors = {"baseline": Error(9, 90, 10), "avx2": Error(1, 10 * ours, 10), PYTORCH: Error(1, 10 * theirs, 10)}
+        return Row("softmax", "p", "any", "float32", 4.0, errors)
+
+    assert row(0.25, 0.2501).mean_gap == row(0.2519, 0.25).mean_gap == row(1.0195, 1.0).mean_gap == 0
+    assert row(0.30, 0.25).mean_gap == pytest.approx(0.05)
+    assert row(0.20, 0.25).mean_gap == pytest.approx(-0.05)
+    assert row(0.25, np.inf).mean_gap == -np.inf
+    assert row(np.inf, np.inf).mean_gap == 0
+    assert Row("exp", "exp", "any", "float32", 2.0, {"avx2": Error(1, 1, 1)}).mean_gap == 0
+
+
 # -- the command line --------------------------------------------------------------------------------------------------
 
 ONE = ["accuracy", "--quick", "--only", "SOFTMAX 10 classes"]

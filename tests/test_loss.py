@@ -153,6 +153,24 @@ def test_streamed_gradients_are_the_same_bits(path, options, level, rng):
     assert dx.tobytes() == x.tobytes()
 
 
+@pytest.mark.parametrize("probabilities", [False, True])
+def test_delayed_rows(probabilities, dtype, level, rng):
+    """A row is written while the next one is computed, whatever that one is: ignored, or of a mass beyond the range."""
+    x = rng.standard_normal((320, 6400)).astype(dtype)
+    weight = rng.uniform(0.5, 1, 6400).astype(dtype)
+    if probabilities:
+        targets = rng.uniform(0, 1e-3, x.shape).astype(dtype)
+        targets[::7] *= dtype.type(np.finfo(dtype).max / 1e5)
+    else:
+        targets = rng.integers(0, 6400, 320)
+        targets[rng.integers(0, 320, 100)] = targets[[0, 1, 7, 8, 318, 319]] = -100
+    losses, dx = fn.softmax_cross_entropy(x, targets, weight=weight, reduction="none")
+    one_by_one = [fn.softmax_cross_entropy(x[i:i + 1], targets[i:i + 1], weight=weight, reduction="none")
+                  for i in range(320)]
+    assert losses.tobytes() == np.concatenate([loss for loss, _ in one_by_one]).tobytes()
+    assert dx.tobytes() == np.concatenate([d for _, d in one_by_one]).tobytes()
+
+
 @pytest.mark.parametrize("out_layout", LAYOUTS)
 def test_out_of_any_layout(out_layout, layout, dtype, rng):
     x, targets, keywords = make_case(rng, (3, 4, 5), 1, dtype, "labels", "positive", 1, 0.1, "none")

@@ -278,7 +278,8 @@ def test_same_bits_for_every_alignment(level, dtype, shape, axis, rng):
             assert a.tobytes() == b.tobytes()
 
 
-@pytest.mark.parametrize("shape", [(30, 9, 10007), (64, 64, 32, 32), (72, 128, 16, 16)])  # chains, or tiles for an L2
+@pytest.mark.parametrize("shape", [(30, 9, 10007), (64, 64, 32, 32), (72, 128, 16, 16),  # chains, or tiles for an L2
+                                   (70000, 256)])                                        # rows, fetched ahead or not
 def test_same_bits_for_every_cache(dtype, shape, rng):
     """Where the work is cut for the second-level cache of the machine, no bit depends on it."""
     args, dy = make(rng, shape, 1, dtype)

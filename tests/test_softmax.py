@@ -16,8 +16,8 @@ PATHS = {"rows": (9, 300, 1), "wide rows": (2, 140_000, 1), "transposed": (530, 
          "transposed, 100": (131, 100, 1), "gathered": (37, 5, 7), "gathered, wide": (40, 1100, 3),
          "in place": (3, 21, 301), "in place, wide": (2, 1100, 67), "few lanes, wide": (1, 40_000, 2)}
 # Outputs large enough to be streamed (8 MB of float32).
-STREAMED = {"rows": (701, 3001, 1), "transposed": (210_001, 10, 1), "gathered": (50_001, 6, 7),
-            "in place": (3, 21, 33_333)}
+STREAMED = {"rows": (701, 3001, 1), "delayed rows": (301, 7001, 1), "transposed": (210_001, 10, 1),
+            "gathered": (50_001, 6, 7), "in place": (3, 21, 33_333)}
 
 
 def logits(rng, shape, dtype, spread=4.0):

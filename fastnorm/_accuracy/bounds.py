@@ -54,3 +54,5 @@ def bound(case: Case, output: str) -> float:
 # The largest of many rounding errors is a matter of chance: of two sequences of as many roundings, one is ahead by an
 # ulp on some numbers, by half of the error where steps add up, and the other is on others.
 SAME, FACTOR = 1.0, 1.5
+# Mean errors that differ by less, in ulp or by this share, are the same.
+MEAN_SAME, MEAN_SHARE = 0.002, 0.02

@@ -13,7 +13,7 @@ import numpy as np
 from .. import _runtime
 from .._arrays import Array
 from . import ours, references
-from .bounds import FACTOR, SAME, bound
+from .bounds import FACTOR, MEAN_SAME, MEAN_SHARE, SAME, bound
 from .cases import FLOAT32, Case
 from .pytorch import PyTorch
 
@@ -67,6 +67,20 @@ class Row:
     def within_bound(self) -> bool:
         """Whether the largest error is as documented, at every instruction set."""
         return self.worst <= self.bound
+
+    @property
+    def mean_gap(self) -> float:
+        """By how much the mean error is larger than PyTorch's, at the best instruction set; 0 where they are the same.
+
+        The mean of thousands of rounding errors is no matter of chance, as the largest is.
+        """
+        if PYTORCH not in self.errors:
+            return 0.0
+        ours = [error.mean for name, error in self.errors.items() if name != PYTORCH][-1]
+        theirs = self.errors[PYTORCH].mean
+        if ours == theirs or abs(ours - theirs) <= max(MEAN_SAME, MEAN_SHARE * min(ours, theirs)):
+            return 0.0
+        return ours - theirs
 
     @property
     def behind(self) -> bool:

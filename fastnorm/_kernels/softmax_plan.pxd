@@ -14,6 +14,9 @@ cdef enum:
     BLOCK_BYTES = 1 << 18       # most memory for a block's exponentials, or they are computed twice: L2 holds this
     LANES_IN_L1 = 1 << 15       # blocks up to this size take MANY_LANES
     ROW_BYTES = 1 << 19         # as BLOCK_BYTES, for a row
+    DELAYED_BYTES = 1 << 18     # the same where two rows are kept, of
+    DELAYED_FROM = 1 << 14      # as many bytes each: with 1,000 classes it saves nothing, with 32,000 a sixth; and
+    DELAYED_ROWS = 16           # rows of a tile at least then: the first one has none before it
     STAGE = 1024                # elements computed in L1 before they are streamed out
     TILE = 8192                 # elements of a tile at least, about 5 microseconds,
     LONG_TILE = 1 << 19         # bytes of a tile at most: the processor's prefetch begins anew in each
@@ -30,6 +33,7 @@ cdef struct Job:
     Py_ssize_t outer, classes, inner
     bint rows                           # which form
     bint kept                           # the exponentials stay in scratch
+    bint delayed                        # a row is streamed out while the next one's exponentials are computed
     bint stream
     Py_ssize_t width                    # lanes: a block's positions, rounded up
     Py_ssize_t outers                   # lanes: whole outers of a block; 1: a block is `span` positions of one outer
@@ -57,14 +61,16 @@ cdef inline void plan(Job* job, Py_ssize_t itemsize) noexcept:
     """Choose form, blocks, tiles and scratch by the shape alone."""
     cdef Py_ssize_t C = job.classes, lanes, length
     job.rows = job.inner == 1 and C >= ROW_CLASSES
+    job.delayed = False
     job.width = 0
     job.outers = job.span = job.blocks_of_outer = 1
     # Half the usual size: results go through a buffer anyway (0.73 ms against 0.83 at (4096, 1000), 16.4 MB).
     job.stream = job.outer * C * job.inner * itemsize >= STREAM_BYTES // 2 and job.out != job.x
     if job.rows:
         job.kept = C * itemsize <= ROW_BYTES and job.form != LOG_SOFTMAX
+        job.delayed = job.kept and job.stream and DELAYED_FROM <= C * itemsize <= DELAYED_BYTES
         job.blocks = job.outer
-        job.scratch_bytes = (STAGE + C * job.kept) * itemsize
+        job.scratch_bytes = (STAGE + C * (job.kept + job.delayed)) * itemsize
         lanes = 1
     else:
         lanes = MANY_LANES if C * MANY_LANES * itemsize <= LANES_IN_L1 else FEW_LANES
@@ -87,6 +93,8 @@ cdef inline void plan(Job* job, Py_ssize_t itemsize) noexcept:
     job.scratch_bytes = (job.scratch_bytes + 63) // 64 * 64
     length = max(<Py_ssize_t> TILE, min(LONG_TILE // itemsize, job.outer * C * job.inner // TILES))
     job.blocks_per_tile = max(1, length // (C * lanes))
+    if job.delayed:
+        job.blocks_per_tile = max(job.blocks_per_tile, min(<Py_ssize_t> DELAYED_ROWS, job.blocks // TILES))
     job.tiles = (job.blocks + job.blocks_per_tile - 1) // job.blocks_per_tile
 
 

@@ -60,13 +60,11 @@
 #define FASTNORM_THREAD_LOCAL __thread
 #endif
 
-/* Ask for the cache line of an address, which need not exist; FAR: in L2 alone, for what will be read much later. */
+/* Ask for the cache line of an address, which need not exist. */
 #if defined(__GNUC__)
 #define PREFETCH(address) __builtin_prefetch(address)
-#define PREFETCH_FAR(address) __builtin_prefetch(address, 0, 2)
 #else
 #define PREFETCH(address) ((void)0)
-#define PREFETCH_FAR(address) ((void)0)
 #endif
 
 /* What is read a page after n_bytes at `at`, for loops over long memory that do more than such a loop between: the processor's
@@ -92,7 +90,7 @@ static inline void fetch_ahead(const void *from, ptrdiff_t at, ptrdiff_t n_bytes
 }
 /* Ask for n_bytes that are the next piece of work. */
 static inline void fetch(const void *from, size_t n_bytes) {
-    for (size_t i = 0; i < n_bytes; i += 64) PREFETCH_FAR((const char *)from + i);
+    for (size_t i = 0; i < n_bytes; i += 64) PREFETCH((const char *)from + i);
 }
 
 /* The next of the numbers that several threads take. */

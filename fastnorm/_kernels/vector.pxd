@@ -169,7 +169,7 @@ cdef extern from "vector.h" nogil:
     void lanes_log(const double* x, double* out, Py_ssize_t n)
 
     float softmax_max_f32(const float* x, Py_ssize_t n)
-    double softmax_exp_f32(const float* x, float* e, Py_ssize_t n, float m)
+    double softmax_exp_f32(const float* x, float* e, Py_ssize_t n, float m, Py_ssize_t ahead)
     double softmax_sum_f32(const float* e, Py_ssize_t n)
     void softmax_output_f32(const float* e, const float* t, const float* w, float* out, Py_ssize_t n,
                             const float* factor, const float* power, float a, float b, int step)
@@ -185,7 +185,7 @@ cdef extern from "vector.h" nogil:
                        double* mass, double* dot)
 
     double softmax_max_f64(const double* x, Py_ssize_t n)
-    double softmax_exp_f64(const double* x, double* e, Py_ssize_t n, double m)
+    double softmax_exp_f64(const double* x, double* e, Py_ssize_t n, double m, Py_ssize_t ahead)
     double softmax_sum_f64(const double* e, Py_ssize_t n)
     void softmax_output_f64(const double* e, const double* t, const double* w, double* out, Py_ssize_t n,
                             const double* factor, const double* power, double a, double b, int step)
@@ -483,11 +483,11 @@ cdef inline real softmax_max(const real* x, Py_ssize_t n) noexcept nogil:
         return softmax_max_f64(x, n)
 
 
-cdef inline double softmax_exp(const real* x, real* e, Py_ssize_t n, real m) noexcept nogil:
+cdef inline double softmax_exp(const real* x, real* e, Py_ssize_t n, real m, Py_ssize_t ahead) noexcept nogil:
     if real is float:
-        return softmax_exp_f32(x, e, n, m)
+        return softmax_exp_f32(x, e, n, m, ahead)
     else:
-        return softmax_exp_f64(x, e, n, m)
+        return softmax_exp_f64(x, e, n, m, ahead)
 
 
 cdef inline double softmax_sum(const real* e, Py_ssize_t n) noexcept nogil:
