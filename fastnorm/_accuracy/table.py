@@ -40,7 +40,8 @@ Mean errors are no chance. They are compared at the best instruction set of the 
 without fused operations, rounds once more in some optimizers and in tanh's gradient. Where PyTorch's is smaller, it is
 for one of these: it adds up float32 statistics in double, where sums of 64 values are kept in float32 here, which puts
 the mean of a channel off by less than a tenth of an ulp of a standard deviation; its batch norm has a fused operation
-last, where this one gives the same bits at every instruction set; or a single value, or one outlier, decides the row.
+last, where this one gives the same bits at every instruction set; sigmoid and tanh have exp's roundings, above; or a
+single value, or one outlier, decides the row.
 
 A result beyond the dtype's range must be the infinity that the exact one rounds to; anything else counts as infinitely
 wrong. exp is the one that the kernels use, of x <= 0: they subtract the largest logit, or |x|, first. `bound` is what
