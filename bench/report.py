@@ -1,6 +1,7 @@
 """Turn the results of a full run into docs/speed.md and its pictures.
 
-After `python -m fastnorm bench --full --json results.json`: `python bench/report.py results.json [--output docs]`.
+After `python -m fastnorm bench --full --json results.json`: `python bench/report.py results.json [--output docs]`. With
+`--brief NAME` it writes NAME.md instead, without pictures, of any run: the same on another machine.
 """
 
 from __future__ import annotations
@@ -275,10 +276,23 @@ def report(found: Mapping[str, Any], folder: Path) -> str:
     return "\n".join(parts)
 
 
+def brief(found: Mapping[str, Any]) -> str:
+    """The page of another machine: ratios and cases alone."""
+    rows = figures.main_grid(found)
+    parts = [f"# Speed on {found['machine']['processor']}", "",
+             "Written by `bench/report.py --brief`. How it is measured, and every case elsewhere: [](speed.md).",
+             "", machine_facts(found), "", f"{len(rows)} cases, float32.", "", losses_paragraph(rows), cold_paragraph(rows),
+             "Times as fast as each rival, geometric means, and in brackets the least:", "", means_table(rows), ""]
+    for title, group in by_family(rows).items():
+        parts += [f"## {title}", "", case_table(group), ""]
+    return "\n".join(parts)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path)
     parser.add_argument("--output", type=Path, default=Path(__file__).parents[1] / "docs", metavar="FOLDER")
+    parser.add_argument("--brief", metavar="NAME", help="write NAME.md: cases and ratios alone, of any run")
     args = parser.parse_args(argv)
     try:
         found = results.read(args.results)
@@ -289,6 +303,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"report: {error}", file=sys.stderr)
         return 2
     args.output.mkdir(parents=True, exist_ok=True)
+    if args.brief:
+        page = args.output / f"{args.brief}.md"
+        page.write_text(brief(found), encoding="utf-8")
+        print(f"wrote {page}")
+        return 0
     (args.output / "speed.md").write_text(report(found, args.output), encoding="utf-8")
     missed = sum(figure.reached is False for figure in figures.figures(found))
     print(f"wrote {args.output / 'speed.md'}; figures missed: {missed}")

@@ -419,6 +419,18 @@ def test_report(tmp_path, capsys):
             assert line.endswith("|")
 
 
+@needs_extra
+@needs_scripts
+def test_brief_report(tmp_path):
+    results.write(tmp_path / "run.json", recorded())
+    assert script("report").main([str(tmp_path / "run.json"), "--output", str(tmp_path), "--brief", "speed-there"]) == 0
+    text = (tmp_path / "speed-there.md").read_text()
+    assert text.startswith("# Speed on ")
+    assert "| Adam | 10.00 (10.00)" in text
+    assert "(64,256) forward" in text
+    assert not (tmp_path / "speed.md").exists()
+
+
 @needs_scripts
 def test_report_of_no_results(tmp_path, capsys):
     (tmp_path / "x.json").write_text("{}")
