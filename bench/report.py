@@ -281,7 +281,8 @@ def brief(found: Mapping[str, Any]) -> str:
     rows = figures.main_grid(found)
     parts = [f"# Speed on {found['machine']['processor']}", "",
              "Written by `bench/report.py --brief`. How it is measured, and every case elsewhere: [](speed.md).",
-             "", machine_facts(found), "", f"{len(rows)} cases, float32.", "", losses_paragraph(rows), cold_paragraph(rows),
+             "", machine_facts(found), "", f"{len(rows)} cases, float32.", "", losses_paragraph(rows),
+             cold_paragraph(rows),
              "Times as fast as each rival, geometric means, and in brackets the least:", "", means_table(rows), ""]
     for title, group in by_family(rows).items():
         parts += [f"## {title}", "", case_table(group), ""]
