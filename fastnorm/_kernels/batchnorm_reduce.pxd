@@ -97,8 +97,7 @@ cdef inline void stats_of_columns(const real* x, Py_ssize_t rows, Py_ssize_t str
         # Behind a chunk beyond the range comes another, mostly: its sums are not tried.
         for attempt in range(2 if in_range else 0):
             memset(sum, 0, 2 * ld * sizeof(real))
-            bn_stats_columns(first, whole, fold * stride, fold * width, pivot, sum, square, grouped,
-                             ahead)
+            bn_stats_columns(first, whole, fold * stride, fold * width, pivot, sum, square, grouped, ahead)
             bn_stats_columns(first + whole * fold * stride, 1, 0, (n_rows - whole * fold) * width, pivot, sum, square,
                              grouped, False)
             bn_channel_sums(sum, fold, channels, inner, sums)
