@@ -6,6 +6,10 @@ must be writeable memory of the caller's. ``fastnorm.reference`` holds a NumPy t
 ``backend = fastnorm`` and ``backend = fastnorm.reference`` are interchangeable.
 """
 
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
+
 __version__ = "0.1.0"
 
 try:
@@ -17,7 +21,7 @@ except ImportError as error:
     exit_command_line(error)
     raise
 
-from . import checkpoint, init, layers, optim, reference
+from . import init, layers, optim, reference
 from ._outputs import get_output_pool, set_output_pool
 from ._runtime import get_num_threads, set_num_threads, show_config
 from .activations import (
@@ -40,6 +44,9 @@ from .loss import log_softmax, softmax, softmax_cross_entropy
 from .moments import Moments
 from .norm import batch_norm_backward, batch_norm_forward, batch_norm_inference
 from .updates import adagrad_step, adam_step, all_finite, clip_grad_norm, momentum_step, rmsprop_step
+
+if _TYPE_CHECKING:
+    from . import checkpoint
 
 __all__ = [
     "Moments",
@@ -80,3 +87,14 @@ __all__ = [
     "tanh",
     "tanh_backward",
 ]
+
+
+def __getattr__(name: str) -> _Any:
+    """Import `checkpoint` when it is first asked for: hashlib, json and zipfile take as long as all the rest."""
+    if name == "checkpoint":
+        return _import_module(".checkpoint", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
