@@ -71,6 +71,15 @@ def test_import_leaves_numpy_random_alone():
     done = python("import sys, numpy\nbefore = set(sys.modules)\nimport fastnorm\nprint(set(sys.modules) - before)")
     assert "'fastnorm'" in done.stdout
     assert "'numpy.random'" not in done.stdout
+    for name in ("fastnorm.checkpoint", "hashlib", "zipfile"):  # half of the rest
+        assert f"'{name}'" not in done.stdout
+
+
+def test_checkpoint_is_imported_when_it_is_asked_for():
+    done = python("import sys, fastnorm\nassert 'checkpoint' in dir(fastnorm)\n"
+                  "assert 'fastnorm.checkpoint' not in sys.modules\nfastnorm.checkpoint.save\n"
+                  "assert 'fastnorm.checkpoint' in sys.modules\nprint(hasattr(fastnorm, 'nonsense'))")
+    assert done.stdout.strip() == "False", done.stderr
 
 
 ONE_POOL = """
