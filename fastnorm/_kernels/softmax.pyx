@@ -142,7 +142,7 @@ cdef void tile(const Job* job, Py_ssize_t t, real* scratch, double* losses) noex
     """The blocks of one tile, each with its loss."""
     cdef Py_ssize_t b
     cdef Row row
-    row.done = row.n = 0
+    row.row = row.done = row.n = 0  # none yet
     row.e = NULL
     for b in range(t * job.blocks_per_tile, min((t + 1) * job.blocks_per_tile, job.blocks)):
         losses[b] = softmax_row(job, b, &row, scratch) if job.rows else softmax_block(job, b, scratch)
