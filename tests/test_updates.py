@@ -12,6 +12,7 @@ import pytest
 from conftest import TAILS, assert_close, assert_unchanged, snapshot
 
 import fastnorm as fn
+from fastnorm import _runtime
 from fastnorm._kernels import checks
 from fastnorm.reference import updates as reference
 
@@ -287,6 +288,57 @@ def test_threads_and_alignment_do_not_change_a_bit(case, level, rng):
                     np.testing.assert_array_equal(a, b)
     finally:
         fn.set_num_threads(before)
+
+
+@pytest.fixture
+def assume_subnormals(level):
+    """What the loops for subnormals depend on, the processor's slowness, as a test wants it."""
+    assume = _runtime.kernels.optimizer.assume_slow_subnormals
+    yield assume
+    assume(-1)
+
+
+def every_magnitude(n, rng):
+    """Floats of any bits, of bits around the least normal number's, and of a few of the least subnormal's; zeros."""
+    any_bits = rng.integers(0, 2**32, n, dtype=np.uint32)
+    small = rng.integers(0, 2**25, n, dtype=np.uint32)
+    least = rng.integers(0, 9, n, dtype=np.uint32)
+    sign = rng.integers(0, 2, n, dtype=np.uint32) << 31
+    return np.choose(rng.integers(0, 4, n), [any_bits, small | sign, least | sign, sign]).view(np.float32)
+
+
+@all_cases([*LOOPS, *(case._replace(options={**case.options, "eps": 0.0}) for case in LOOPS[1:]),
+            Case("momentum_step", {"lr": 1e-3, "momentum": 0.5, "dampening": 0.5})])
+def test_loops_for_subnormals_give_the_same_bits(case, assume_subnormals, rng):
+    arguments = {name: every_magnitude(100_000, rng) for name in ("params", "grads", *case.buffers)}
+    results = []
+    for slow in (0, 1):
+        assume_subnormals(slow)
+        after = copies(arguments)
+        case.call(after)
+        results.append(after)
+    for name, a in results[0].items():
+        b, nan = results[1][name], np.isnan(a)
+        np.testing.assert_array_equal(np.isnan(b), nan)
+        np.testing.assert_array_equal(a.view(np.uint32)[~nan], b.view(np.uint32)[~nan])
+
+
+@pytest.mark.parametrize("power", [1.0, 2.0**-101, 2.0**100])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_loops_for_subnormals_round_once(assume_subnormals, power, sign):
+    # p + half an ulp (1 - 2**-46) is nearer to p; rounded to double first it lies in the middle, and would end at the
+    # even neighbor.
+    n, odd, results = 1000, 1 + 2.0**-23, []
+    for slow in (0, 1):
+        assume_subnormals(slow)
+        p = np.full(n, sign * power * odd, np.float32)
+        g = np.full(n, -sign * power * (1 - 2.0**-23) * 2.0**-24, np.float32)
+        g[:64] = 1e-45
+        fn.momentum_step([p], [g], None, lr=odd, momentum=0.0)
+        results.append(p[64:])
+    np.testing.assert_array_equal(results[0], results[1])
+    if _runtime.kernels.level != "baseline":  # which may round twice
+        assert (results[0] == np.float32(sign * power * odd)).all()
 
 
 @all_cases(ONE_EACH)

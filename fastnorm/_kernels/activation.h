@@ -11,28 +11,6 @@ static void FN(exp_period)(double unit, real *hi, real *lo) {
     *lo = (real)(fma(unit, 6.93145751953125e-1, -upper) + unit * 1.42860682030941723212e-6);
 }
 
-/* 0 where the condition holds, else x. To compute with subnormal numbers is slow, also where the result is not used. Bits,
-   because a compiler would see through a conditional expression whose 0 is not used in the end, and compute with x. */
-FASTNORM_INLINE real FN(unless)(int condition, real x) {
-    uint_of_real bits;
-    memcpy(&bits, &x, sizeof bits);
-    bits &= (uint_of_real)condition - 1;
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
-
-/* a where the condition holds, else b. Bits, because a compiler moves an operation on the result, a division even, into both
-   branches where it then is done twice. */
-FASTNORM_INLINE real FN(choose)(int condition, real a, real b) {
-    uint_of_real bits, other;
-    const uint_of_real mask = (uint_of_real)0 - (uint_of_real)condition;
-    memcpy(&bits, &a, sizeof bits);
-    memcpy(&other, &b, sizeof other);
-    bits = (bits & mask) | (other & ~mask);
-    memcpy(&a, &bits, sizeof a);
-    return a;
-}
-
 /* T(r) = (e**r - 1 - r) / r**2 for |r| <= ln(2)/2 (1 + 2**-11): minimax in the error relative to e**r (bench/fit_expm1.py),
    2**-29.8 for float and 2**-60.2 for double, of which rounding the coefficients is most. */
 FASTNORM_INLINE real FN(exp_tail)(real r) {

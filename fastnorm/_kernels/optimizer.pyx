@@ -13,6 +13,10 @@ Twins: fastnorm/reference/updates.py, under the names of the public functions.
 #   A choice that adds or drops an array is a constant argument of its loop, so that each combination is compiled for
 #   itself, without a branch; a choice of arithmetic alone is a select, or a constant of 0 or 1 (adding 0 and
 #   multiplying by 1 are exact). GCC vectorizes every loop here at every level.
+# - Arithmetic with subnormal floats takes Intel's processors 100 times as long, and a moving average of a gradient that
+#   has become 0 ends among them and stays there: 0.9 times the least four of them rounds to itself. So each loop is
+#   compiled once more for floats, to compute in double what it rounds to float after every operation: the same bits,
+#   and no subnormal operand. The processor's own flags say when a block should have taken it: see `watched`.
 """
 
 cimport numpy as cnp
@@ -21,7 +25,8 @@ from libc.float cimport DBL_MAX, FLT_MAX
 from libc.math cimport expm1, fabs, fabsf, log, sqrt, sqrtf
 
 from .vector cimport (
-    Team, fits, muladd, real, scratch_alloc, scratch_free, sum_squares, team_close, team_mark, team_open,
+    Team, assume_subnormals, fits, last_met_subnormals, met_subnormals, muladd_f32, muladd_f64, muladd_through_double,
+    real, scratch_alloc, scratch_free, sum_squares, team_close, team_mark, team_open,
 )
 
 include "common.pxi"
@@ -39,6 +44,14 @@ cdef enum:
     SMALL = 65536
     LINE = 64
     ARRAYS = 5  # at most, of one parameter
+    # Elements between two looks for subnormals: the first few of a tile, and then so many that a look costs nothing.
+    PROBE = 64
+    BLOCK = 4096
+
+# What is computed with: `real` itself, or double for floats. Every result is rounded to `real`.
+ctypedef fused work:
+    float
+    double
 
 # What a tile is: a run of `n` elements at the same place of each array of one parameter.
 cdef struct Tile:
@@ -53,7 +66,8 @@ cdef struct Tiles:
     Py_ssize_t n
     Py_ssize_t elements
 
-ctypedef void (*TileKernel)(Tile* t, const void* constants) noexcept nogil
+# careful: whether subnormals are likely here, which changes no bit.
+ctypedef void (*TileKernel)(Tile* t, const void* constants, bint careful) noexcept nogil
 
 # -- tiles -------------------------------------------------------------------------------------------------------------
 
@@ -104,17 +118,43 @@ cdef Tiles cut(tuple lists, bint by_lines) except *:
     return tiles
 
 
-cdef void run(Tiles tiles, TileKernel kernel, const void* constants, int threads) noexcept nogil:
-    """The kernel on every tile."""
+cdef void watched(Tile* t, TileKernel kernel, const void* constants) noexcept nogil:
+    """The kernel on a tile, block by block, each careful if this thread's last one met subnormals."""
+    cdef Tile block = t[0]
+    cdef Py_ssize_t done = 0, j
+    cdef bint careful = last_met_subnormals
+    if t.n <= BLOCK:
+        kernel(t, constants, careful)
+        met_subnormals()
+        return
+    while done < t.n:
+        block.n = min(<Py_ssize_t> BLOCK if done else <Py_ssize_t> PROBE, t.n - done)
+        kernel(&block, constants, careful)
+        careful = met_subnormals()
+        done += block.n
+        for j in range(ARRAYS):
+            if block.array[j] is not NULL:
+                block.array[j] = <float*> block.array[j] + block.n
+
+
+cdef inline void whole(Tile* t, TileKernel kernel, const void* constants, bint elementwise) noexcept nogil:
+    if elementwise and t.is_float32:
+        watched(t, kernel, constants)
+    else:
+        kernel(t, constants, False)
+
+
+cdef void run(Tiles tiles, TileKernel kernel, const void* constants, bint elementwise, int threads) noexcept nogil:
+    """The kernel on every tile. elementwise: it may be cut further."""
     cdef Py_ssize_t t
     cdef Team team = team_open(1 if tiles.elements <= SMALL else threads, tiles.elements * 16.0)
     cdef Team* watch = &team
     if team.size == 1:
         for t in range(tiles.n):
-            kernel(&tiles.tile[t], constants)
+            whole(&tiles.tile[t], kernel, constants, elementwise)
     else:
         for t in prange(tiles.n, schedule="dynamic", chunksize=1, num_threads=team.size):
-            kernel(&tiles.tile[t], constants)
+            whole(&tiles.tile[t], kernel, constants, elementwise)
             team_mark(watch)
     team_close(watch)
 
@@ -123,23 +163,41 @@ cdef int update(tuple lists, TileKernel kernel, const void* constants, int threa
     """Cut the lists and run the kernel, without the GIL."""
     cdef Tiles tiles = cut(lists, True)
     with nogil:
-        run(tiles, kernel, constants, threads)
+        run(tiles, kernel, constants, True, threads)
         scratch_free(tiles.tile)
     return 0
 
 
+def assume_slow_subnormals(int slow):
+    """1 or 0: whether kernels look for subnormals; -1: where the processor is slow with them. For tests."""
+    assume_subnormals(slow)
+
+
 # -- elementwise mathematics -------------------------------------------------------------------------------------------
+# `one` is 1 in the type that is computed with. Where that is double for floats, its value is out of the compiler's
+# sight: GCC finds that the rounded sum of two floats is the same in float, and computes it there. Sums, products,
+# quotients and roots of floats that are rounded to double first are the same bits; see muladd_through_double for the
+# rest.
 
-cdef inline real root(real x) noexcept nogil:
-    if real is float:
-        return sqrtf(x)
+cdef inline real muladd(work a, real b, real c, work one) noexcept nogil:
+    if real is float and work is float:
+        return muladd_f32(a, b, c)
+    elif real is float:
+        return muladd_through_double(a, b, c, one)
     else:
-        return sqrt(x)
+        return muladd_f64(a, b, c)
 
 
-cdef inline real direction(real g, real p, real sign, real weight_decay) noexcept nogil:
+cdef inline real root(real x, work one) noexcept nogil:
+    if work is float:
+        return <real> sqrtf(<float> x)
+    else:
+        return <real> sqrt(one * x)
+
+
+cdef inline real direction(real g, real p, work sign, work weight_decay) noexcept nogil:
     """Gradient to descend along: ±g + weight_decay * p. Without decay p is not looked at: 0 * inf is NaN."""
-    return sign * g + weight_decay * p if weight_decay != 0 else sign * g
+    return <real> (sign * g + <real> (weight_decay * p)) if weight_decay != 0 else <real> (sign * g)
 
 
 cdef inline real epsilon(real rounded, double eps) noexcept nogil:
@@ -176,16 +234,18 @@ cdef inline double half_taken(double decay) noexcept nogil:
     return 0.5 if decay > 0.5 else 0.0
 
 
-cdef inline real finite_or_none(real loss) noexcept nogil:
-    return loss if loss - loss == 0 else <real> 0
+cdef inline real finite_or_none(real loss, work one) noexcept nogil:
+    return loss if <real> (one * loss - loss) == 0 else <real> 0
 
 
-cdef inline real average(real a, real x, real gain, real keep, real half) noexcept nogil:
-    return muladd(gain + gain, <real> 0.5 * x - finite_or_none(half * a), keep * a)
+cdef inline real average(real a, real x, work gain, work keep, work half, work one) noexcept nogil:
+    cdef real loss = finite_or_none(<real> (half * a), one)
+    return muladd(gain + gain, <real> (<real> (one * <real> 0.5 * x) - one * loss), <real> (keep * a), one)
 
 
-cdef inline real average_of_square(real a, real gain_x, real x, real keep, real take) noexcept nogil:
-    return keep * a + muladd(gain_x, x, -finite_or_none(take * a))
+cdef inline real average_of_square(real a, real gain_x, real x, work keep, work take, work one) noexcept nogil:
+    cdef real loss = finite_or_none(<real> (take * a), one)
+    return <real> (one * <real> (keep * a) + muladd(one * gain_x, x, -loss, one))
 
 
 # -- momentum ----------------------------------------------------------------------------------------------------------
@@ -195,7 +255,7 @@ cdef inline real average_of_square(real a, real gain_x, real x, real keep, real 
 # PyTorch, torch.optim.SGD; Sutskever et al. 2013 for Nesterov's form. Without velocities, momentum is 0.
 
 cdef struct MomentumConstants:
-    double lr, momentum, gain, weight_decay, sign
+    double one, lr, momentum, gain, weight_decay, sign
     bint nesterov, has_velocity
 
 
@@ -203,45 +263,54 @@ cdef inline void momentum_loop(
     real* p,  # IN OUT
     const real* grad,  # IN
     real* v,  # IN OUT
-    Py_ssize_t n, const MomentumConstants* c, const bint has_velocity,
+    Py_ssize_t n, const MomentumConstants* c, const bint has_velocity, const bint nesterov, work one,
 ) noexcept nogil:
-    cdef real lr = <real> c.lr, momentum = <real> c.momentum, gain = <real> c.gain
-    cdef real weight_decay = <real> c.weight_decay, sign = <real> c.sign
-    cdef real ahead = <real> (c.lr * c.momentum)
-    cdef bint nesterov = c.nesterov
+    cdef work lr = one * <real> c.lr, momentum = one * <real> c.momentum, gain = one * <real> c.gain
+    cdef work weight_decay = one * <real> c.weight_decay, sign = one * <real> c.sign
+    cdef work ahead = one * <real> (c.lr * c.momentum)
     cdef real g, velocity
     cdef Py_ssize_t i
     for i in range(n):
         g = direction(grad[i], p[i], sign, weight_decay)
         if has_velocity:
-            velocity = muladd(momentum, v[i], gain * g)
+            velocity = muladd(momentum, v[i], <real> (gain * g), one)
             v[i] = velocity
         else:
-            velocity = gain * g
+            velocity = <real> (gain * g)
         # lr * (g + momentum * velocity) would overflow on its way to a finite number
-        p[i] = p[i] - muladd(lr, g, ahead * velocity) if nesterov else muladd(-lr, velocity, p[i])
+        p[i] = (<real> (one * p[i] - muladd(lr, g, <real> (ahead * velocity), one)) if nesterov
+                else muladd(-lr, velocity, p[i], one))
 
 
-cdef inline void momentum_flags(real* p, const real* grad, real* v, Py_ssize_t n,
-                                const MomentumConstants* c) noexcept nogil:
+cdef inline void momentum_flags(real* p, const real* grad, real* v, Py_ssize_t n, const MomentumConstants* c,
+                                work one) noexcept nogil:
     if c.has_velocity:
-        momentum_loop(p, grad, v, n, c, True)
+        if c.nesterov:
+            momentum_loop(p, grad, v, n, c, True, True, one)
+        else:
+            momentum_loop(p, grad, v, n, c, True, False, one)
     else:
-        momentum_loop(p, grad, v, n, c, False)
+        if c.nesterov:
+            momentum_loop(p, grad, v, n, c, False, True, one)
+        else:
+            momentum_loop(p, grad, v, n, c, False, False, one)
 
 
-cdef void momentum_tile(Tile* t, const void* constants) noexcept nogil:
+cdef void momentum_tile(Tile* t, const void* constants, bint careful) noexcept nogil:
     cdef const MomentumConstants* c = <const MomentumConstants*> constants
-    if t.is_float32:
-        momentum_flags(<float*> t.array[0], <const float*> t.array[1], <float*> t.array[2], t.n, c)
+    if not t.is_float32:
+        momentum_flags(<double*> t.array[0], <const double*> t.array[1], <double*> t.array[2], t.n, c, 1.0)
+    elif careful:
+        momentum_flags(<float*> t.array[0], <const float*> t.array[1], <float*> t.array[2], t.n, c, c.one)
     else:
-        momentum_flags(<double*> t.array[0], <const double*> t.array[1], <double*> t.array[2], t.n, c)
+        momentum_flags(<float*> t.array[0], <const float*> t.array[1], <float*> t.array[2], t.n, c, <float> 1)
 
 
 def momentum(tuple params, tuple grads, tuple velocities, double lr, double momentum, double dampening, bint nesterov,
              double weight_decay, bint maximize, int threads):
     """``momentum_step`` on checked lists; ``velocities`` may be None."""
     cdef MomentumConstants c
+    c.one = 1.0
     c.lr, c.momentum, c.gain, c.weight_decay = lr, momentum, 1.0 - dampening, weight_decay
     c.sign = -1.0 if maximize else 1.0
     c.nesterov, c.has_velocity = nesterov, velocities is not None
@@ -258,7 +327,7 @@ def momentum(tuple params, tuple grads, tuple velocities, double lr, double mome
 # Tieleman and Hinton 2012; Graves 2013, equations 38-41, for the centered form; PyTorch, torch.optim.RMSprop.
 
 cdef struct RMSPropConstants:
-    double lr, alpha, eps_inside, eps_outside, weight_decay, momentum, sign
+    double one, lr, alpha, eps_inside, eps_outside, weight_decay, momentum, sign
     bint centered, has_momentum
 
 
@@ -268,13 +337,14 @@ cdef inline void rmsprop_loop(
     real* s,  # IN OUT
     real* m,  # IN OUT
     real* b,  # IN OUT
-    Py_ssize_t n, const RMSPropConstants* c, const bint centered, const bint has_momentum,
+    Py_ssize_t n, const RMSPropConstants* c, const bint centered, const bint has_momentum, work one,
 ) noexcept nogil:
-    cdef real lr = <real> c.lr, gain = <real> (1.0 - c.alpha)
-    cdef real keep = <real> kept(c.alpha), take = <real> taken_away(c.alpha)
-    cdef real eps_inside = epsilon(<real> c.eps_inside, c.eps_inside)
-    cdef real eps_outside = epsilon(<real> c.eps_outside, c.eps_outside)
-    cdef real weight_decay = <real> c.weight_decay, sign = <real> c.sign, momentum = <real> c.momentum
+    cdef work lr = one * <real> c.lr, gain = one * <real> (1.0 - c.alpha)
+    cdef work keep = one * <real> kept(c.alpha), take = one * <real> taken_away(c.alpha)
+    cdef work eps_inside = one * epsilon(<real> c.eps_inside, c.eps_inside)
+    cdef work eps_outside = one * epsilon(<real> c.eps_outside, c.eps_outside)
+    cdef work weight_decay = one * <real> c.weight_decay, sign = one * <real> c.sign
+    cdef work momentum = one * <real> c.momentum
     cdef double wide_gain = 1.0 - c.alpha, wide_keep = kept(c.alpha), half = half_taken(c.alpha)
     cdef double wide_take = taken_away(c.alpha)
     cdef double wide_weight_decay = c.weight_decay, wide_sign = c.sign
@@ -284,46 +354,49 @@ cdef inline void rmsprop_loop(
     for i in range(n):
         if centered:
             # In double: s - m**2 cancels where a gradient is steady, and its root magnifies what is left.
-            wide_g = direction[double](grad[i], p[i], wide_sign, wide_weight_decay)
-            square = average_of_square[double](s[i], wide_gain * wide_g, wide_g, wide_keep, wide_take)
-            mean = average[double](m[i], wide_g, wide_gain, wide_keep, half)
+            wide_g = direction[double, double](grad[i], p[i], wide_sign, wide_weight_decay)
+            square = average_of_square[double, double](s[i], wide_gain * wide_g, wide_g, wide_keep, wide_take, 1.0)
+            mean = average[double, double](m[i], wide_g, wide_gain, wide_keep, half, 1.0)
             s[i] = <real> square
             m[i] = <real> mean
             g = <real> wide_g
             variance = <real> positive_part(square - mean * mean)
         else:
             g = direction(grad[i], p[i], sign, weight_decay)
-            variance = average_of_square(s[i], gain * g, g, keep, take)
+            variance = average_of_square(s[i], <real> (gain * g), g, keep, take, one)
             s[i] = variance
-        d = g / (root(variance + eps_inside) + eps_outside)
+        d = <real> (one * g / <real> (eps_outside + root(<real> (eps_inside + variance), one)))
         if has_momentum:
-            d = muladd(momentum, b[i], d)
+            d = muladd(momentum, b[i], d, one)
             b[i] = d
-        p[i] = muladd(-lr, d, p[i])
+        p[i] = muladd(-lr, d, p[i], one)
 
 
 cdef inline void rmsprop_flags(real* p, const real* grad, real* s, real* m, real* b, Py_ssize_t n,
-                               const RMSPropConstants* c) noexcept nogil:
+                               const RMSPropConstants* c, work one) noexcept nogil:
     if c.centered:
         if c.has_momentum:
-            rmsprop_loop(p, grad, s, m, b, n, c, True, True)
+            rmsprop_loop(p, grad, s, m, b, n, c, True, True, one)
         else:
-            rmsprop_loop(p, grad, s, m, b, n, c, True, False)
+            rmsprop_loop(p, grad, s, m, b, n, c, True, False, one)
     else:
         if c.has_momentum:
-            rmsprop_loop(p, grad, s, m, b, n, c, False, True)
+            rmsprop_loop(p, grad, s, m, b, n, c, False, True, one)
         else:
-            rmsprop_loop(p, grad, s, m, b, n, c, False, False)
+            rmsprop_loop(p, grad, s, m, b, n, c, False, False, one)
 
 
-cdef void rmsprop_tile(Tile* t, const void* constants) noexcept nogil:
+cdef void rmsprop_tile(Tile* t, const void* constants, bint careful) noexcept nogil:
     cdef const RMSPropConstants* c = <const RMSPropConstants*> constants
-    if t.is_float32:
-        rmsprop_flags(<float*> t.array[0], <const float*> t.array[1], <float*> t.array[2], <float*> t.array[3],
-                      <float*> t.array[4], t.n, c)
-    else:
+    if not t.is_float32:
         rmsprop_flags(<double*> t.array[0], <const double*> t.array[1], <double*> t.array[2], <double*> t.array[3],
-                      <double*> t.array[4], t.n, c)
+                      <double*> t.array[4], t.n, c, 1.0)
+    elif careful:
+        rmsprop_flags(<float*> t.array[0], <const float*> t.array[1], <float*> t.array[2], <float*> t.array[3],
+                      <float*> t.array[4], t.n, c, c.one)
+    else:
+        rmsprop_flags(<float*> t.array[0], <const float*> t.array[1], <float*> t.array[2], <float*> t.array[3],
+                      <float*> t.array[4], t.n, c, <float> 1)
 
 
 def rmsprop(tuple params, tuple grads, tuple square_avgs, tuple grad_avgs, tuple momentum_buffers, double lr,
@@ -331,6 +404,7 @@ def rmsprop(tuple params, tuple grads, tuple square_avgs, tuple grad_avgs, tuple
             int threads):
     """``rmsprop_step`` on checked lists; centered with ``grad_avgs``, with momentum if ``momentum_buffers``."""
     cdef RMSPropConstants c
+    c.one = 1.0
     c.lr, c.alpha, c.weight_decay, c.momentum = lr, alpha, weight_decay, momentum
     c.eps_inside = eps if eps_inside_sqrt else 0.0
     c.eps_outside = 0.0 if eps_inside_sqrt else eps
@@ -352,7 +426,7 @@ def rmsprop(tuple params, tuple grads, tuple square_avgs, tuple grad_avgs, tuple
 # (AMSGrad); PyTorch, torch.optim.Adam and AdamW.
 
 cdef struct AdamConstants:
-    double step_size, beta1, beta2, eps, weight_decay, shrink, sign
+    double one, step_size, beta1, beta2, eps, weight_decay, shrink, sign
     bint amsgrad
 
 
@@ -362,42 +436,48 @@ cdef inline void adam_loop(
     real* m,  # IN OUT
     real* v,  # IN OUT
     real* v_max,  # IN OUT
-    Py_ssize_t n, const AdamConstants* c, const bint amsgrad,
+    Py_ssize_t n, const AdamConstants* c, const bint amsgrad, work one,
 ) noexcept nogil:
-    cdef real step_size = <real> c.step_size, eps = epsilon(<real> c.eps, c.eps), shrink = <real> c.shrink
-    cdef real gain1 = <real> (1.0 - c.beta1), keep1 = <real> kept(c.beta1), half1 = <real> half_taken(c.beta1)
-    cdef real gain2 = <real> (1.0 - c.beta2), keep2 = <real> kept(c.beta2), take2 = <real> taken_away(c.beta2)
-    cdef real weight_decay = <real> c.weight_decay, sign = <real> c.sign
-    cdef real g, mean, square
+    cdef work step_size = one * <real> c.step_size, shrink = one * <real> c.shrink
+    cdef work eps = one * epsilon(<real> c.eps, c.eps)
+    cdef work gain1 = one * <real> (1.0 - c.beta1), gain2 = one * <real> (1.0 - c.beta2)
+    cdef work keep1 = one * <real> kept(c.beta1), half1 = one * <real> half_taken(c.beta1)
+    cdef work keep2 = one * <real> kept(c.beta2), take2 = one * <real> taken_away(c.beta2)
+    cdef work weight_decay = one * <real> c.weight_decay, sign = one * <real> c.sign
+    cdef real g, mean, square, quotient
     cdef Py_ssize_t i
     for i in range(n):
         g = direction(grad[i], p[i], sign, weight_decay)
-        mean = average(m[i], g, gain1, keep1, half1)
-        square = average_of_square(v[i], gain2 * g, g, keep2, take2)
+        mean = average(m[i], g, gain1, keep1, half1, one)
+        square = average_of_square(v[i], <real> (gain2 * g), g, keep2, take2, one)
         m[i] = mean
         v[i] = square
         if amsgrad:
             square = maximum(v_max[i], square)
             v_max[i] = square
-        p[i] = muladd(-step_size, mean / (root(square) + eps), shrink * p[i])
+        quotient = <real> (one * mean / <real> (eps + root(square, one)))
+        p[i] = muladd(-step_size, quotient, <real> (shrink * p[i]), one)
 
 
 cdef inline void adam_flags(real* p, const real* grad, real* m, real* v, real* v_max, Py_ssize_t n,
-                            const AdamConstants* c) noexcept nogil:
+                            const AdamConstants* c, work one) noexcept nogil:
     if c.amsgrad:
-        adam_loop(p, grad, m, v, v_max, n, c, True)
+        adam_loop(p, grad, m, v, v_max, n, c, True, one)
     else:
-        adam_loop(p, grad, m, v, v_max, n, c, False)
+        adam_loop(p, grad, m, v, v_max, n, c, False, one)
 
 
-cdef void adam_tile(Tile* t, const void* constants) noexcept nogil:
+cdef void adam_tile(Tile* t, const void* constants, bint careful) noexcept nogil:
     cdef const AdamConstants* c = <const AdamConstants*> constants
-    if t.is_float32:
-        adam_flags(<float*> t.array[0], <const float*> t.array[1], <float*> t.array[2], <float*> t.array[3],
-                   <float*> t.array[4], t.n, c)
-    else:
+    if not t.is_float32:
         adam_flags(<double*> t.array[0], <const double*> t.array[1], <double*> t.array[2], <double*> t.array[3],
-                   <double*> t.array[4], t.n, c)
+                   <double*> t.array[4], t.n, c, 1.0)
+    elif careful:
+        adam_flags(<float*> t.array[0], <const float*> t.array[1], <float*> t.array[2], <float*> t.array[3],
+                   <float*> t.array[4], t.n, c, c.one)
+    else:
+        adam_flags(<float*> t.array[0], <const float*> t.array[1], <float*> t.array[2], <float*> t.array[3],
+                   <float*> t.array[4], t.n, c, <float> 1)
 
 
 def adam(tuple params, tuple grads, tuple exp_avgs, tuple exp_avg_sqs, tuple max_exp_avg_sqs, double step, double lr,
@@ -405,6 +485,7 @@ def adam(tuple params, tuple grads, tuple exp_avgs, tuple exp_avg_sqs, tuple max
          bint maximize, int threads):
     """``adam_step`` on checked lists; AMSGrad if ``max_exp_avg_sqs``."""
     cdef AdamConstants c
+    c.one = 1.0
     # 1 - beta**step, which would cancel for the first steps: 30 ulp at step 1 of beta2 = 0.999.
     cdef double root_correction = sqrt(-expm1(step * log(beta2)))
     c.step_size = lr * root_correction / -expm1(step * log(beta1))
@@ -424,38 +505,42 @@ def adam(tuple params, tuple grads, tuple exp_avgs, tuple exp_avg_sqs, tuple max
 # Duchi, Hazan and Singer 2011; PyTorch, torch.optim.Adagrad.
 
 cdef struct AdagradConstants:
-    double step_size, eps, weight_decay, sign
+    double one, step_size, eps, weight_decay, sign
 
 
 cdef inline void adagrad_loop(
     real* p,  # IN OUT
     const real* grad,  # IN
     real* s,  # IN OUT
-    Py_ssize_t n, const AdagradConstants* c,
+    Py_ssize_t n, const AdagradConstants* c, work one,
 ) noexcept nogil:
-    cdef real step_size = <real> c.step_size, eps = epsilon(<real> c.eps, c.eps)
-    cdef real weight_decay = <real> c.weight_decay, sign = <real> c.sign
-    cdef real g, square
+    cdef work step_size = one * <real> c.step_size, eps = one * epsilon(<real> c.eps, c.eps)
+    cdef work weight_decay = one * <real> c.weight_decay, sign = one * <real> c.sign
+    cdef real g, square, quotient
     cdef Py_ssize_t i
     for i in range(n):
         g = direction(grad[i], p[i], sign, weight_decay)
-        square = muladd(g, g, s[i])
+        square = muladd(one * g, g, s[i], one)
         s[i] = square
-        p[i] = muladd(-step_size, g / (root(square) + eps), p[i])
+        quotient = <real> (one * g / <real> (eps + root(square, one)))
+        p[i] = muladd(-step_size, quotient, p[i], one)
 
 
-cdef void adagrad_tile(Tile* t, const void* constants) noexcept nogil:
+cdef void adagrad_tile(Tile* t, const void* constants, bint careful) noexcept nogil:
     cdef const AdagradConstants* c = <const AdagradConstants*> constants
-    if t.is_float32:
-        adagrad_loop(<float*> t.array[0], <const float*> t.array[1], <float*> t.array[2], t.n, c)
+    if not t.is_float32:
+        adagrad_loop(<double*> t.array[0], <const double*> t.array[1], <double*> t.array[2], t.n, c, 1.0)
+    elif careful:
+        adagrad_loop(<float*> t.array[0], <const float*> t.array[1], <float*> t.array[2], t.n, c, c.one)
     else:
-        adagrad_loop(<double*> t.array[0], <const double*> t.array[1], <double*> t.array[2], t.n, c)
+        adagrad_loop(<float*> t.array[0], <const float*> t.array[1], <float*> t.array[2], t.n, c, <float> 1)
 
 
 def adagrad(tuple params, tuple grads, tuple state_sums, double step, double lr, double lr_decay, double eps,
             double weight_decay, bint maximize, int threads):
     """``adagrad_step`` on checked lists."""
     cdef AdagradConstants c
+    c.one = 1.0
     c.step_size = lr / (1.0 + (step - 1.0) * lr_decay)
     c.eps, c.weight_decay = eps, weight_decay
     c.sign = -1.0 if maximize else 1.0
@@ -466,7 +551,7 @@ def adagrad(tuple params, tuple grads, tuple state_sums, double step, double lr,
 #   norm = sqrt(Σ g**2) over all elements of all arrays;   g = g * min(1, max_norm / (norm + 1e-6))
 # Pascanu, Mikolov and Bengio 2013, algorithm 1; PyTorch, torch.nn.utils.clip_grad_norm_.
 
-cdef void sum_squares_tile(Tile* t, const void* constants) noexcept nogil:
+cdef void sum_squares_tile(Tile* t, const void* constants, bint careful) noexcept nogil:
     if t.is_float32:
         t.sum = sum_squares(<const float*> t.array[0], t.n)
     else:
@@ -483,7 +568,7 @@ cdef inline void scale_loop(
         x[i] = <real> (x[i] * factor)
 
 
-cdef void scale_tile(Tile* t, const void* constants) noexcept nogil:
+cdef void scale_tile(Tile* t, const void* constants, bint careful) noexcept nogil:
     cdef double factor = (<const double*> constants)[0]
     if t.is_float32:
         scale_loop(<float*> t.array[0], t.n, factor)
@@ -497,13 +582,13 @@ def clip_grad_norm(tuple grads, double max_norm, bint measure_only, int threads)
     cdef double total = 0.0, norm, factor
     cdef Py_ssize_t t
     with nogil:
-        run(tiles, sum_squares_tile, NULL, threads)
+        run(tiles, sum_squares_tile, NULL, False, threads)
         for t in range(tiles.n):
             total += tiles.tile[t].sum
         norm = sqrt(total)
         factor = max_norm / (norm + 1e-6)
         if not measure_only and not factor >= 1.0:  # NaN is not, and spreads
-            run(tiles, scale_tile, &factor, threads)
+            run(tiles, scale_tile, &factor, False, threads)
         scratch_free(tiles.tile)
     return norm
 
@@ -530,7 +615,7 @@ cdef inline bint any_nonfinite(
     return found
 
 
-cdef void any_nonfinite_tile(Tile* t, const void* constants) noexcept nogil:
+cdef void any_nonfinite_tile(Tile* t, const void* constants, bint careful) noexcept nogil:
     if t.is_float32:
         t.found = any_nonfinite(<const float*> t.array[0], t.n, FLT_MAX)
     else:
@@ -543,7 +628,7 @@ def all_finite(tuple arrays, int threads):
     cdef bint found = False
     cdef Py_ssize_t t
     with nogil:
-        run(tiles, any_nonfinite_tile, NULL, threads)
+        run(tiles, any_nonfinite_tile, NULL, False, threads)
         for t in range(tiles.n):
             found |= tiles.tile[t].found
         scratch_free(tiles.tile)

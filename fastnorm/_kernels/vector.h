@@ -60,6 +60,13 @@
 #define FASTNORM_THREAD_LOCAL __thread
 #endif
 
+/* a != b, and neither is NaN. */
+#if defined(__GNUC__)
+#define LESS_OR_GREATER(a, b) __builtin_islessgreater(a, b)
+#else
+#define LESS_OR_GREATER(a, b) ((a) < (b) || (a) > (b))
+#endif
+
 /* Ask for the cache line of an address, which need not exist. */
 #if defined(__GNUC__)
 #define PREFETCH(address) __builtin_prefetch(address)
@@ -460,6 +467,57 @@ static void team_mark(Team *team) { (void)team; }
 static void team_close(Team *team) { (void)team; }
 #endif
 
+/* -- subnormal numbers ---------------------------------------------------------------------------------------------- */
+
+/* Whether this thread computed with subnormal numbers, or got them, since the last call; by the processor's flags, which a
+   product that is rounded to 0 raises too. Asked only where they are slow: Intel's processors leave them to microcode, which
+   takes a vector 100 cycles, in every operation but comparisons and conversions. Tests assume what they need. */
+static int subnormals_slow = -1; /* not known yet */
+static void assume_subnormals(int slow) { subnormals_slow = slow; }
+static FASTNORM_THREAD_LOCAL int last_met_subnormals; /* the answer */
+static int met_subnormals(void) {
+    last_met_subnormals = 0;
+#ifdef FASTNORM_X86
+    if (subnormals_slow < 0) {
+#ifdef __GNUC__
+        __builtin_cpu_init();
+        subnormals_slow = __builtin_cpu_is("intel") != 0;
+#else
+        subnormals_slow = 1;
+#endif
+    }
+    if (!subnormals_slow) return 0;
+    enum { DENORMAL_OPERAND = 1 << 1, UNDERFLOW_FLAG = 1 << 4 };
+    const unsigned flags = _mm_getcsr();
+    if (flags & (DENORMAL_OPERAND | UNDERFLOW_FLAG)) {
+        _mm_setcsr(flags & ~(unsigned)(DENORMAL_OPERAND | UNDERFLOW_FLAG));
+        last_met_subnormals = 1;
+    }
+#endif
+    return last_met_subnormals;
+}
+
+/* muladd_f32(a, b, c) without subnormal operands, which a conversion to double does not count as; the same bits. a is a
+   float, one is 1 out of the compiler's sight. A double rounds a*b + c before the result does; it is made odd where that
+   changed it, and then the second rounding ends where one alone would have (Boldo and Melquiond 2008). */
+FASTNORM_INLINE float muladd_through_double(double a, float b, float c, double one) {
+    const double product = a * (double)b; /* exact */
+#if FUSED_MULADD
+    const double sum = product + (double)c, part = sum - product;
+    const double low = (product - (sum - part)) + ((double)c - part); /* Knuth's TwoSum; NaN where the sum is infinite */
+    uint64_t bits, low_bits;
+    double odd;
+    memcpy(&bits, &sum, sizeof bits);
+    memcpy(&low_bits, &low, sizeof bits);
+    const uint64_t odd_bits = (bits - ((bits ^ low_bits) >> 63)) | 1;
+    bits = LESS_OR_GREATER(low, 0) ? odd_bits : bits;
+    memcpy(&odd, &bits, sizeof odd);
+    return (float)odd;
+#else
+    return (float)(one * (double)(float)product + (double)c);
+#endif
+}
+
 #include "philox.h"
 
 /* -- per dtype ------------------------------------------------------------------------------------------------------ */
@@ -511,6 +569,28 @@ FASTNORM_INLINE real FN(muladd)(real a, real b, real c) {
 }
 
 FASTNORM_INLINE real FN(absolute)(real x) { return sizeof(real) == 4 ? (real)fabsf((float)x) : (real)fabs((double)x); }
+
+/* 0 where the condition holds, else x. To compute with subnormal numbers is slow, also where the result is not used. Bits,
+   because a compiler would see through a conditional expression whose 0 is not used in the end, and compute with x. */
+FASTNORM_INLINE real FN(unless)(int condition, real x) {
+    uint_of_real bits;
+    memcpy(&bits, &x, sizeof bits);
+    bits &= (uint_of_real)condition - 1;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+/* a where the condition holds, else b. Bits, because a compiler moves an operation on the result, a division even, into both
+   branches where it then is done twice. */
+FASTNORM_INLINE real FN(choose)(int condition, real a, real b) {
+    uint_of_real bits, other;
+    const uint_of_real mask = (uint_of_real)0 - (uint_of_real)condition;
+    memcpy(&bits, &a, sizeof bits);
+    memcpy(&other, &b, sizeof other);
+    bits = (bits & mask) | (other & ~mask);
+    memcpy(&a, &bits, sizeof a);
+    return a;
+}
 
 /* Sum of n values in double, in an order that depends on n alone. */
 static double FN(lanes_sum)(const real *restrict x, ptrdiff_t n) {

@@ -43,6 +43,10 @@ cdef extern from "vector.h" nogil:
     void team_mark(Team* team)
     void team_close(Team* team)
 
+    void assume_subnormals(int slow)
+    bint met_subnormals()
+    bint last_met_subnormals
+    float muladd_through_double(double a, float b, float c, double one)
     float muladd_f32(float a, float b, float c)
     double muladd_f64(double a, double b, double c)
     double lanes_sum_f32(const float* x, Py_ssize_t n)
@@ -438,13 +442,6 @@ cdef inline void bn_careful_gradient(const real* dy, const real* x, const real* 
     else:
         bn_careful_gradient_f64(dy, x, residual, dx, dresidual, n, p, wide, ld, slope, activation, frozen, sum,
                                 product, count)
-
-
-cdef inline real muladd(real a, real b, real c) noexcept nogil:
-    if real is float:
-        return muladd_f32(a, b, c)
-    else:
-        return muladd_f64(a, b, c)
 
 
 cdef inline double sum_squares(const real* x, Py_ssize_t n) noexcept nogil:
