@@ -50,6 +50,19 @@ def level(request):
     _runtime.kernels.load(before)
 
 
+@pytest.fixture
+def assume_subnormals(level):
+    """What the loops for subnormals depend on, the processor's slowness with them, as a test wants it: 0 or 1."""
+    modules = [getattr(_runtime.kernels, name) for name in ("activation", "optimizer", "softmax")]
+
+    def assume(slow):
+        for module in modules:
+            module.assume_slow_subnormals(slow)
+
+    yield assume
+    assume(-1)
+
+
 @pytest.fixture(params=[1, 2, 3, 7])
 def threads(request):
     """Run the test once for each number of threads."""
@@ -67,6 +80,23 @@ def dtype(request):
 @pytest.fixture
 def rng():
     return np.random.default_rng(20261120)
+
+
+def every_magnitude(n, rng):
+    """Floats of any bits, of bits around the least normal number's, and of a few of the least subnormal's; zeros."""
+    any_bits = rng.integers(0, 2**32, n, dtype=np.uint32)
+    small = rng.integers(0, 2**25, n, dtype=np.uint32)
+    least = rng.integers(0, 9, n, dtype=np.uint32)
+    sign = rng.integers(0, 2, n, dtype=np.uint32) << 31
+    return np.choose(rng.integers(0, 4, n), [any_bits, small | sign, least | sign, sign]).view(np.float32)
+
+
+def assert_same_bits(a, b):
+    """Zeros by their sign too; one NaN is as good as another."""
+    nan = np.isnan(a)
+    np.testing.assert_array_equal(np.isnan(b), nan)
+    unsigned = np.dtype(f"u{a.itemsize}")
+    np.testing.assert_array_equal(a.view(unsigned)[~nan], b.view(unsigned)[~nan])
 
 
 def _fortran(a):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import TAILS, assert_close
+from conftest import TAILS, assert_close, assert_same_bits, every_magnitude
 
 import fastnorm as fn
 from fastnorm.reference import activations as reference
@@ -227,6 +227,21 @@ def test_subnormals_and_signed_zero_are_kept(level, dtype, name):
     y = getattr(fn, name)(x)
     np.testing.assert_array_equal(y, x)
     np.testing.assert_array_equal(np.signbit(y), np.signbit(x))
+
+
+@pytest.mark.parametrize("name", ["leaky_relu", "leaky_relu_backward", "sigmoid_backward", "tanh_backward"])
+@pytest.mark.parametrize("n", [100, 60_000, 5_000_000])  # one piece, several, around the cache
+def test_subnormals_give_the_same_bits_with_and_without_care(name, n, assume_subnormals, rng):
+    saved = every_magnitude(n, rng)
+    dy = every_magnitude(n, rng)
+    arguments = (saved,) if name == "leaky_relu" else (dy, saved)
+    results = []
+    for slow in (0, 1):
+        assume_subnormals(slow)
+        with np.errstate(all="ignore"):
+            getattr(fn, name)(*arguments)  # leaves behind what it met
+            results.append(getattr(fn, name)(*arguments))
+    assert_same_bits(*results)
 
 
 def test_gradient_at_zero_and_nan(level, dtype):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import LAYOUTS, assert_close, assert_unchanged, snapshot
+from conftest import LAYOUTS, assert_close, assert_same_bits, assert_unchanged, snapshot
 
 import fastnorm as fn
 from fastnorm.reference import loss as reference
@@ -253,3 +253,37 @@ def test_subclasses_count_as_plain_arrays(module):
     for f in (module.softmax, module.log_softmax):
         assert type(f(x.view(np.matrix))) is np.ndarray
         np.testing.assert_array_equal(f(x.view(np.matrix)), f(x))
+
+
+def subnormal_logits(kind, shape, dtype, rng):
+    """Logits whose results are subnormal, or which are so themselves."""
+    info = np.finfo(dtype)
+    wide = rng.uniform(-1.5 * np.log(info.max), 0, shape)
+    tiny = rng.standard_normal(shape) * info.tiny / 16
+    if kind == "alternating":
+        return np.where(rng.random(shape) < 0.5, wide, tiny).astype(dtype)
+    return {"wide": wide, "tiny": tiny}[kind].astype(dtype)
+
+
+# Few classes, many, many positions; rows that are streamed out while the next one is computed.
+@pytest.mark.parametrize("shape", [(2000, 5), (70, 700), (20, 30, 49), (160, 20000)])
+@pytest.mark.parametrize("kind", ["wide", "tiny", "alternating"])
+def test_subnormals_give_the_same_bits_with_and_without_care(shape, kind, dtype, assume_subnormals, rng):
+    x = subnormal_logits(kind, shape, dtype, rng)
+    labels = rng.integers(0, shape[1], (shape[0], *shape[2:]))
+    calls = {
+        "softmax": lambda: fn.softmax(x, axis=1),
+        "log_softmax": lambda: fn.log_softmax(x, axis=1),
+        "labels": lambda: fn.softmax_cross_entropy(x, labels, axis=1, reduction="sum")[1],
+        "smoothing": lambda: fn.softmax_cross_entropy(x, labels, axis=1, label_smoothing=0.1)[1],
+        "probabilities": lambda: fn.softmax_cross_entropy(x, np.abs(x), axis=1, reduction="sum")[1],
+    }
+    for name, call in calls.items():
+        results = []
+        for slow in (0, 1):
+            assume_subnormals(slow)
+            call()  # leaves behind what it met
+            results.append(np.ascontiguousarray(call()))
+        assert_same_bits(*results)
+        if name == "softmax" and kind == "wide":
+            assert np.count_nonzero((results[0] != 0) & (results[0] < np.finfo(dtype).tiny)) > 10

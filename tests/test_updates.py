@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from conftest import TAILS, assert_close, assert_unchanged, snapshot
+from conftest import TAILS, assert_close, assert_same_bits, assert_unchanged, every_magnitude, snapshot
 
 import fastnorm as fn
 from fastnorm import _runtime
@@ -290,23 +290,6 @@ def test_threads_and_alignment_do_not_change_a_bit(case, level, rng):
         fn.set_num_threads(before)
 
 
-@pytest.fixture
-def assume_subnormals(level):
-    """What the loops for subnormals depend on, the processor's slowness, as a test wants it."""
-    assume = _runtime.kernels.optimizer.assume_slow_subnormals
-    yield assume
-    assume(-1)
-
-
-def every_magnitude(n, rng):
-    """Floats of any bits, of bits around the least normal number's, and of a few of the least subnormal's; zeros."""
-    any_bits = rng.integers(0, 2**32, n, dtype=np.uint32)
-    small = rng.integers(0, 2**25, n, dtype=np.uint32)
-    least = rng.integers(0, 9, n, dtype=np.uint32)
-    sign = rng.integers(0, 2, n, dtype=np.uint32) << 31
-    return np.choose(rng.integers(0, 4, n), [any_bits, small | sign, least | sign, sign]).view(np.float32)
-
-
 @all_cases([*LOOPS, *(case._replace(options={**case.options, "eps": 0.0}) for case in LOOPS[1:]),
             Case("momentum_step", {"lr": 1e-3, "momentum": 0.5, "dampening": 0.5})])
 def test_loops_for_subnormals_give_the_same_bits(case, assume_subnormals, rng):
@@ -318,9 +301,7 @@ def test_loops_for_subnormals_give_the_same_bits(case, assume_subnormals, rng):
         case.call(after)
         results.append(after)
     for name, a in results[0].items():
-        b, nan = results[1][name], np.isnan(a)
-        np.testing.assert_array_equal(np.isnan(b), nan)
-        np.testing.assert_array_equal(a.view(np.uint32)[~nan], b.view(np.uint32)[~nan])
+        assert_same_bits(a, results[1][name])
 
 
 @pytest.mark.parametrize("power", [1.0, 2.0**-101, 2.0**100])

@@ -89,8 +89,8 @@ FASTNORM_INLINE real FN(with_sign)(real x, real sign) {
    result is added last, so that the roundings in it count less than one at the end: at most 1.5 ulp. One division serves
    both. */
 FASTNORM_INLINE real FN(tanh)(real x) {
-    const real a = FN(absolute)(x), z = a * a;
-    const real e = FN(exp_in_units)(-2 * a);
+    const real a = FN(absolute)(x), b = FN(unless)(a < EXP_TINY, a), z = b * b; /* tanh x is x there */
+    const real e = FN(exp_in_units)(-2 * b);
 #ifdef FASTNORM_DOUBLE
     real p = -1.7377518777645974e-08;
     p = FN(muladd)(p, z, -0.00024358508377471437);
@@ -107,7 +107,7 @@ FASTNORM_INLINE real FN(tanh)(real x) {
 #endif
     q = FN(muladd)(q, z, 1);
     const int within = a <= (real)0.75;
-    const real dividend = within ? a * z * p : -2 * e, divisor = within ? q : (real)SOFTMAX_UNIT + e;
+    const real dividend = within ? b * z * p : -2 * e, divisor = within ? q : (real)SOFTMAX_UNIT + e;
     return FN(with_sign)((within ? a : 1) + dividend / divisor, x);
 }
 
@@ -132,11 +132,22 @@ FASTNORM_INLINE real FN(celu_gradient)(real dy, real x, real inverse, real perio
                                        vanishing, 1, 0);
     return linear ? dy : below;
 }
+/* a*b. With care, floats are multiplied in double, where none is subnormal: the same bits. */
+FASTNORM_INLINE real FN(product)(real a, real b, int careful, double one) {
+    return careful && sizeof(real) == 4 ? (real)(one * (double)a * (double)b) : a * b;
+}
+FASTNORM_INLINE real FN(leaky)(real passed, real z, real slope, int careful, double one) {
+    const real below = FN(product)(passed, slope, careful, one);
+    return z <= 0 ? below : passed;
+}
 /* From y, in an order of the factors in which no product overflows and no difference cancels. */
-FASTNORM_INLINE real FN(sigmoid_gradient)(real dy, real y) { return dy * (1 - y) * y; }
+FASTNORM_INLINE real FN(sigmoid_gradient)(real dy, real y, int careful, double one) {
+    return FN(product)(FN(product)(dy, 1 - y, careful, one), y, careful, one);
+}
 /* 1 - y*y, which without a fused operation would lose its digits near 1. */
-FASTNORM_INLINE real FN(tanh_gradient)(real dy, real y) {
-    return dy * (FUSED_MULADD ? FN(muladd)(-y, y, 1) : (1 - y) * (1 + y));
+FASTNORM_INLINE real FN(tanh_gradient)(real dy, real y, int careful, double one) {
+    const real of = careful ? FN(unless)(FN(absolute)(y) < EXP_TINY, y) : y;
+    return FN(product)(dy, FUSED_MULADD ? FN(muladd)(-of, of, 1) : (1 - of) * (1 + of), careful, one);
 }
 
 #define ELEMENTWISE(EXPRESSION) \
@@ -146,12 +157,15 @@ FASTNORM_INLINE real FN(tanh_gradient)(real dy, real y) {
         return; \
     }
 
-/* IN x[n], OUT y[n], which may be x. The factor is the slope or alpha. */
-static void FN(activation)(int kind, const real *x, real *y, ptrdiff_t n, double factor) {
+/* IN x[n], OUT y[n], which may be x. The factor is the slope or alpha. careful: subnormals are likely; the same bits. */
+static void FN(activation)(int kind, const real *x, real *y, ptrdiff_t n, double factor, int careful) {
     const real a = (real)factor;
+    const double one = hidden_one;
     switch (kind) {
     case ACTIVATION_RELU: ELEMENTWISE(FN(activate)(x[i], ACTIVATION_RELU, 0))
-    case ACTIVATION_LEAKY_RELU: ELEMENTWISE(FN(activate)(x[i], ACTIVATION_LEAKY_RELU, a))
+    case ACTIVATION_LEAKY_RELU:
+        if (careful) ELEMENTWISE(FN(leaky)(x[i], x[i], a, 1, one))
+        ELEMENTWISE(FN(activate)(x[i], ACTIVATION_LEAKY_RELU, a))
     case ACTIVATION_CELU:
         if (a != 1) ELEMENTWISE(FN(celu)(x[i], a, a * EXP_TINY))
         ELEMENTWISE(FN(elu)(x[i], 1)) /* the same */
@@ -164,11 +178,15 @@ static void FN(activation)(int kind, const real *x, real *y, ptrdiff_t n, double
 }
 
 /* IN dy[n], x[n] (for sigmoid and tanh: their output), OUT y[n], which may be dy. */
-static void FN(activation_backward)(int kind, const real *dy, const real *x, real *y, ptrdiff_t n, double factor) {
+static void FN(activation_backward)(int kind, const real *dy, const real *x, real *y, ptrdiff_t n, double factor,
+                                    int careful) {
     const real a = (real)factor;
+    const double one = hidden_one;
     switch (kind) {
     case ACTIVATION_RELU: ELEMENTWISE(FN(activate_gradient)(dy[i], x[i], ACTIVATION_RELU, a))
-    case ACTIVATION_LEAKY_RELU: ELEMENTWISE(FN(activate_gradient)(dy[i], x[i], ACTIVATION_LEAKY_RELU, a))
+    case ACTIVATION_LEAKY_RELU:
+        if (careful) ELEMENTWISE(FN(leaky)(dy[i], x[i], a, 1, one))
+        ELEMENTWISE(FN(activate_gradient)(dy[i], x[i], ACTIVATION_LEAKY_RELU, a))
     case ACTIVATION_ELU: {
         int exponent; /* 0 or that of a mantissa of at least 1, so that dy overflows alone only where the product does */
         const real mantissa = (real)(2 * frexp(factor, &exponent)), lowest = (real)FN(lowest_exponent)(--exponent);
@@ -182,8 +200,12 @@ static void FN(activation_backward)(int kind, const real *dy, const real *x, rea
         FN(exp_period)(factor, &hi, &lo);
         ELEMENTWISE(FN(celu_gradient)(dy[i], x[i], inverse, hi, lo, tiny, lowest, vanishing))
     }
-    case ACTIVATION_SIGMOID: ELEMENTWISE(FN(sigmoid_gradient)(dy[i], x[i]))
-    case ACTIVATION_TANH: ELEMENTWISE(FN(tanh_gradient)(dy[i], x[i]))
+    case ACTIVATION_SIGMOID:
+        if (careful) ELEMENTWISE(FN(sigmoid_gradient)(dy[i], x[i], 1, one))
+        ELEMENTWISE(FN(sigmoid_gradient)(dy[i], x[i], 0, one))
+    case ACTIVATION_TANH:
+        if (careful) ELEMENTWISE(FN(tanh_gradient)(dy[i], x[i], 1, one))
+        ELEMENTWISE(FN(tanh_gradient)(dy[i], x[i], 0, one))
     }
 }
 

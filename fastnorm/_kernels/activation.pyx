@@ -16,8 +16,8 @@ from cython.parallel cimport prange
 
 from .vector cimport (
     ACTIVATION_CELU, ACTIVATION_ELU, ACTIVATION_LEAKY_RELU, ACTIVATION_RELU, ACTIVATION_SIGMOID, ACTIVATION_TANH,
-    STREAM_BYTES, Team, activation, activation_backward, data, dropout_run, fits, is_float32, philox4x32,
-    real, stream_copy, stream_fence, team_close, team_mark, team_open,
+    STREAM_BYTES, Team, activation, activation_backward, assume_subnormals, data, dropout_run, fits, is_float32,
+    last_met_subnormals, met_subnormals, philox4x32, real, stream_copy, stream_fence, team_close, team_mark, team_open,
 )
 
 include "common.pxi"
@@ -28,6 +28,10 @@ cdef enum:
     TILES = 64           # of an array, between
     PARALLEL_TILES = 4  # fewer than these and waking a thread costs more than it saves
     STAGE = 256  # elements: stays in L1 beside what is read
+    # Elements between two looks for subnormals: so many that a look costs nothing (with 4,096, tanh's gradient of 100,000
+    # took 5 % longer), but for the first few of a longer tile.
+    PROBE = 64
+    BLOCK = 32768
     CACHE_LINE = 64
     MAX_AXES = 64  # NumPy's own limit
 
@@ -42,6 +46,7 @@ cdef enum Operation:
 cdef struct Job:
     Operation operation
     int kind                        # which activation
+    bint watched                    # for subnormals, where it is multiplied with what may be one
     double factor                   # leaky ReLU's slope, alpha of ELU and CELU, dropout's scale
     uint64_t seed
     uint64_t offset
@@ -69,15 +74,15 @@ cdef inline void dropout_span(const Job* job, const real* x, real* y, Py_ssize_t
         done += run
 
 
-cdef inline void compute(const Job* job, const real* dy, const real* x, real* y, Py_ssize_t start,
-                         Py_ssize_t n) noexcept nogil:
+cdef inline void compute(const Job* job, const real* dy, const real* x, real* y, Py_ssize_t start, Py_ssize_t n,
+                         bint careful) noexcept nogil:
     """y[0:n] = the operation on elements start to start+n of dy and x."""
     if job.operation == DROPOUT:
         dropout_span(job, x, y, start, n)
     elif job.operation == FORWARD:
-        activation(job.kind, x + start, y, n, job.factor)
+        activation(job.kind, x + start, y, n, job.factor, careful)
     else:
-        activation_backward(job.kind, dy + start, x + start, y, n, job.factor)
+        activation_backward(job.kind, dy + start, x + start, y, n, job.factor, careful)
 
 
 # -- tiles -------------------------------------------------------------------------------------------------------------
@@ -86,17 +91,26 @@ cdef inline void compute(const Job* job, const real* dy, const real* x, real* y,
 cdef inline void tile(const Job* job, const real* dy, const real* x, real* out, Py_ssize_t start, Py_ssize_t stop,
                       bint stream) noexcept nogil:
     cdef real[STAGE] staging
-    cdef Py_ssize_t n
-    if not stream:
-        compute(job, dy, x, out + start, start, stop - start)
+    cdef Py_ssize_t n, look = start + PROBE if stop - start > BLOCK else stop
+    cdef bint careful = job.watched and last_met_subnormals
+    if not job.watched and not stream:
+        compute(job, dy, x, out + start, start, stop - start, False)
         return
     while start < stop:
-        # The first piece is shorter by what lies past a line's boundary: all later ones fill whole lines.
-        n = min(STAGE - <Py_ssize_t> ((<size_t> (out + start)) % CACHE_LINE // sizeof(real)), stop - start)
-        compute(job, dy, x, staging, start, n)
-        stream_copy(out + start, staging, n * sizeof(real))
+        if stream:
+            # The first piece is shorter by what lies past a line's boundary: all later ones fill whole lines.
+            n = min(STAGE - <Py_ssize_t> ((<size_t> (out + start)) % CACHE_LINE // sizeof(real)), stop - start)
+            compute(job, dy, x, staging, start, n, careful)
+            stream_copy(out + start, staging, n * sizeof(real))
+        else:
+            n = look - start
+            compute(job, dy, x, out + start, start, n, careful)
         start += n
-    stream_fence()
+        if start >= look:
+            look = min(start + BLOCK, stop)
+            careful = job.watched and met_subnormals()
+    if stream:
+        stream_fence()
 
 
 cdef void run_tiles(const Job* job, const real* dy, const real* x, real* out, Py_ssize_t n, bint stream,
@@ -134,6 +148,11 @@ cdef run(Job* job, object dy, object x, object out, int threads):
             run_tiles(job, <const double*> dy_data, <const double*> x_data, <double*> out_data, n, stream, threads)
 
 
+def assume_slow_subnormals(int slow):
+    """1 or 0: whether kernels look for subnormals; -1: where the processor is slow with them. For tests."""
+    assume_subnormals(slow)
+
+
 # -- what Python calls -------------------------------------------------------------------------------------------------
 
 
@@ -150,6 +169,7 @@ def forward(str name, x, out, double factor, int threads):
     cdef Job job
     job.operation = FORWARD
     job.kind = KINDS[name]
+    job.watched = job.kind == ACTIVATION_LEAKY_RELU
     job.factor = factor
     run(&job, None, x, out, threads)
 
@@ -167,6 +187,7 @@ def backward(str name, dy, x, out, double factor, int threads):
     cdef Job job
     job.operation = BACKWARD
     job.kind = KINDS[name]
+    job.watched = job.kind in (ACTIVATION_LEAKY_RELU, ACTIVATION_SIGMOID, ACTIVATION_TANH)
     job.factor = factor
     run(&job, dy, x, out, threads)
 
@@ -181,6 +202,7 @@ def dropout(x, out, double scale, uint32_t threshold, uint64_t seed, uint64_t of
     cdef Job job
     cdef int k
     job.operation = DROPOUT
+    job.watched = False
     job.factor = scale
     job.threshold = threshold
     job.seed = seed

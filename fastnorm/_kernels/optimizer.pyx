@@ -25,8 +25,8 @@ from libc.float cimport DBL_MAX, FLT_MAX
 from libc.math cimport expm1, fabs, fabsf, log, sqrt, sqrtf
 
 from .vector cimport (
-    Team, assume_subnormals, fits, last_met_subnormals, met_subnormals, muladd_f32, muladd_f64, muladd_through_double,
-    real, scratch_alloc, scratch_free, sum_squares, team_close, team_mark, team_open,
+    Team, assume_subnormals, fits, hidden_one, last_met_subnormals, met_subnormals, muladd_f32, muladd_f64,
+    muladd_through_double, real, scratch_alloc, scratch_free, sum_squares, team_close, team_mark, team_open,
 )
 
 include "common.pxi"
@@ -174,10 +174,8 @@ def assume_slow_subnormals(int slow):
 
 
 # -- elementwise mathematics -------------------------------------------------------------------------------------------
-# `one` is 1 in the type that is computed with. Where that is double for floats, its value is out of the compiler's
-# sight: GCC finds that the rounded sum of two floats is the same in float, and computes it there. Sums, products,
-# quotients and roots of floats that are rounded to double first are the same bits; see muladd_through_double for the
-# rest.
+# `one` is 1 in the type that is computed with, `hidden_one` where that is double for floats. Sums, products, quotients
+# and roots of floats that are rounded to double first are the same bits; see muladd_through_double for the rest.
 
 cdef inline real muladd(work a, real b, real c, work one) noexcept nogil:
     if real is float and work is float:
@@ -255,7 +253,7 @@ cdef inline real average_of_square(real a, real gain_x, real x, work keep, work 
 # PyTorch, torch.optim.SGD; Sutskever et al. 2013 for Nesterov's form. Without velocities, momentum is 0.
 
 cdef struct MomentumConstants:
-    double one, lr, momentum, gain, weight_decay, sign
+    double lr, momentum, gain, weight_decay, sign
     bint nesterov, has_velocity
 
 
@@ -301,7 +299,7 @@ cdef void momentum_tile(Tile* t, const void* constants, bint careful) noexcept n
     if not t.is_float32:
         momentum_flags(<double*> t.array[0], <const double*> t.array[1], <double*> t.array[2], t.n, c, 1.0)
     elif careful:
-        momentum_flags(<float*> t.array[0], <const float*> t.array[1], <float*> t.array[2], t.n, c, c.one)
+        momentum_flags(<float*> t.array[0], <const float*> t.array[1], <float*> t.array[2], t.n, c, hidden_one)
     else:
         momentum_flags(<float*> t.array[0], <const float*> t.array[1], <float*> t.array[2], t.n, c, <float> 1)
 
@@ -310,7 +308,6 @@ def momentum(tuple params, tuple grads, tuple velocities, double lr, double mome
              double weight_decay, bint maximize, int threads):
     """``momentum_step`` on checked lists; ``velocities`` may be None."""
     cdef MomentumConstants c
-    c.one = 1.0
     c.lr, c.momentum, c.gain, c.weight_decay = lr, momentum, 1.0 - dampening, weight_decay
     c.sign = -1.0 if maximize else 1.0
     c.nesterov, c.has_velocity = nesterov, velocities is not None
@@ -327,7 +324,7 @@ def momentum(tuple params, tuple grads, tuple velocities, double lr, double mome
 # Tieleman and Hinton 2012; Graves 2013, equations 38-41, for the centered form; PyTorch, torch.optim.RMSprop.
 
 cdef struct RMSPropConstants:
-    double one, lr, alpha, eps_inside, eps_outside, weight_decay, momentum, sign
+    double lr, alpha, eps_inside, eps_outside, weight_decay, momentum, sign
     bint centered, has_momentum
 
 
@@ -393,7 +390,7 @@ cdef void rmsprop_tile(Tile* t, const void* constants, bint careful) noexcept no
                       <double*> t.array[4], t.n, c, 1.0)
     elif careful:
         rmsprop_flags(<float*> t.array[0], <const float*> t.array[1], <float*> t.array[2], <float*> t.array[3],
-                      <float*> t.array[4], t.n, c, c.one)
+                      <float*> t.array[4], t.n, c, hidden_one)
     else:
         rmsprop_flags(<float*> t.array[0], <const float*> t.array[1], <float*> t.array[2], <float*> t.array[3],
                       <float*> t.array[4], t.n, c, <float> 1)
@@ -404,7 +401,6 @@ def rmsprop(tuple params, tuple grads, tuple square_avgs, tuple grad_avgs, tuple
             int threads):
     """``rmsprop_step`` on checked lists; centered with ``grad_avgs``, with momentum if ``momentum_buffers``."""
     cdef RMSPropConstants c
-    c.one = 1.0
     c.lr, c.alpha, c.weight_decay, c.momentum = lr, alpha, weight_decay, momentum
     c.eps_inside = eps if eps_inside_sqrt else 0.0
     c.eps_outside = 0.0 if eps_inside_sqrt else eps
@@ -426,7 +422,7 @@ def rmsprop(tuple params, tuple grads, tuple square_avgs, tuple grad_avgs, tuple
 # (AMSGrad); PyTorch, torch.optim.Adam and AdamW.
 
 cdef struct AdamConstants:
-    double one, step_size, beta1, beta2, eps, weight_decay, shrink, sign
+    double step_size, beta1, beta2, eps, weight_decay, shrink, sign
     bint amsgrad
 
 
@@ -474,7 +470,7 @@ cdef void adam_tile(Tile* t, const void* constants, bint careful) noexcept nogil
                    <double*> t.array[4], t.n, c, 1.0)
     elif careful:
         adam_flags(<float*> t.array[0], <const float*> t.array[1], <float*> t.array[2], <float*> t.array[3],
-                   <float*> t.array[4], t.n, c, c.one)
+                   <float*> t.array[4], t.n, c, hidden_one)
     else:
         adam_flags(<float*> t.array[0], <const float*> t.array[1], <float*> t.array[2], <float*> t.array[3],
                    <float*> t.array[4], t.n, c, <float> 1)
@@ -485,7 +481,6 @@ def adam(tuple params, tuple grads, tuple exp_avgs, tuple exp_avg_sqs, tuple max
          bint maximize, int threads):
     """``adam_step`` on checked lists; AMSGrad if ``max_exp_avg_sqs``."""
     cdef AdamConstants c
-    c.one = 1.0
     # 1 - beta**step, which would cancel for the first steps: 30 ulp at step 1 of beta2 = 0.999.
     cdef double root_correction = sqrt(-expm1(step * log(beta2)))
     c.step_size = lr * root_correction / -expm1(step * log(beta1))
@@ -505,7 +500,7 @@ def adam(tuple params, tuple grads, tuple exp_avgs, tuple exp_avg_sqs, tuple max
 # Duchi, Hazan and Singer 2011; PyTorch, torch.optim.Adagrad.
 
 cdef struct AdagradConstants:
-    double one, step_size, eps, weight_decay, sign
+    double step_size, eps, weight_decay, sign
 
 
 cdef inline void adagrad_loop(
@@ -531,7 +526,7 @@ cdef void adagrad_tile(Tile* t, const void* constants, bint careful) noexcept no
     if not t.is_float32:
         adagrad_loop(<double*> t.array[0], <const double*> t.array[1], <double*> t.array[2], t.n, c, 1.0)
     elif careful:
-        adagrad_loop(<float*> t.array[0], <const float*> t.array[1], <float*> t.array[2], t.n, c, c.one)
+        adagrad_loop(<float*> t.array[0], <const float*> t.array[1], <float*> t.array[2], t.n, c, hidden_one)
     else:
         adagrad_loop(<float*> t.array[0], <const float*> t.array[1], <float*> t.array[2], t.n, c, <float> 1)
 
@@ -540,7 +535,6 @@ def adagrad(tuple params, tuple grads, tuple state_sums, double step, double lr,
             double weight_decay, bint maximize, int threads):
     """``adagrad_step`` on checked lists."""
     cdef AdagradConstants c
-    c.one = 1.0
     c.step_size = lr / (1.0 + (step - 1.0) * lr_decay)
     c.eps, c.weight_decay = eps, weight_decay
     c.sign = -1.0 if maximize else 1.0

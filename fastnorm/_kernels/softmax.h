@@ -7,26 +7,36 @@
    - The exponentials carry a factor SOFTMAX_UNIT, so that none is subnormal (slow) before it is scaled by 1 / sum, and
      the scaling rounds once. Below half the smallest subnormal they are 0.
    - What depends on m alone is the frame: five numbers, computed once a row; in the lanes form, five rows of lanes.
-   - `step` as in batch norm: 0, one number for the run; 1, one a lane. */
+   - `step` as in batch norm: 0, one number for the run; 1, one a lane.
+   - `careful`: whether subnormal numbers are likely, among the logits or the results. The same bits; only the time
+     differs, where a processor is slow with them (met_subnormals). */
 
 #ifdef FASTNORM_DOUBLE
 #define SOFTMAX_BIAS 1076     /* the exponent field of e**0; n = -1076 gives the field 0, which is the number 0 */
 #define SOFTMAX_FAR 2048.0    /* above it x - m is exact (Sterbenz) wherever e**(x - m) is not 0 */
 #define SOFTMAX_LOWEST 745.86 /* 1076.05 ln 2 */
 #define SOFTMAX_UNIT 9007199254740992.0 /* 2**53 */
+#define SOFTMAX_RAISE 0x1p900           /* times an exponential and its factor no subnormal, and no overflow */
+#define SOFTMAX_NORMAL 0x1p-69          /* DBL_MIN, times unit and raise */
+#define SOFTMAX_LEAST 0x1p121           /* raised in the unit, to multiples of the least number, 2**-1074 */
 #else
 #define SOFTMAX_BIAS 151
 #define SOFTMAX_FAR 256.0f
 #define SOFTMAX_LOWEST 104.7f /* 151.05 ln 2 */
 #define SOFTMAX_UNIT 16777216.0 /* 2**24 */
+#define SOFTMAX_RAISE 0x1p100f
+#define SOFTMAX_NORMAL 0x1p-2f
+#define SOFTMAX_LEAST 0x1p25f
 #endif
 #define SOFTMAX_LOG2E ((real)1.4426950408889634)
 #define SOFTMAX_CHUNK 1024 /* elements summed in `real` before the sum goes on in double: 16 a lane */
 
+FASTNORM_INLINE real FN(without_subnormal)(real x) { return FN(unless)(FN(absolute)(x) < FN(least_normal), x); }
+
 /* m, infinite or NaN, gives a frame in which every e**(x - m) is NaN. */
 FASTNORM_INLINE void FN(softmax_frame)(real m, real *shift, real *top, real *bottom, real *magic, real *residue) {
     const real s = m > SOFTMAX_FAR || m < -SOFTMAX_FAR ? m : 0;
-    const real t = m - s;
+    const real t = FN(without_subnormal)(m - s);
     const real n = (t * SOFTMAX_LOG2E + EXP_MAGIC) - EXP_MAGIC;
     *shift = s;
     *top = t;
@@ -77,7 +87,7 @@ static real FN(softmax_max)(const real *restrict x, ptrdiff_t n) {
 
 /* While the processor computes, memory fetches what lies `ahead`: the next row (15 to 12.5 ms at (2048,32000)). */
 FASTNORM_INLINE double FN(softmax_exp_loop)(const real *restrict x, real *restrict e, ptrdiff_t n, real m,
-                                            ptrdiff_t ahead, int keep) {
+                                            ptrdiff_t ahead, int keep, int careful) {
     real shift, top, bottom, magic, residue;
     FN(softmax_frame)(m, &shift, &top, &bottom, &magic, &residue);
     double total = 0;
@@ -90,14 +100,16 @@ FASTNORM_INLINE double FN(softmax_exp_loop)(const real *restrict x, real *restri
             for (int j = 0; j < LANES; j += 64 / (int)sizeof(real)) PREFETCH(x + ahead + i + j);
             SIMD
             for (int j = 0; j < LANES; j++) {
-                const real v = FN(exp_in_frame)(x[i + j], shift, top, bottom, magic, residue);
+                const real logit = careful ? FN(without_subnormal)(x[i + j]) : x[i + j];
+                const real v = FN(exp_in_frame)(logit, shift, top, bottom, magic, residue);
                 if (keep) e[i + j] = v;
                 sum[j] += v;
             }
         }
         SIMD
         for (int j = 0; j < end - i; j++) {
-            const real v = FN(exp_in_frame)(x[i + j], shift, top, bottom, magic, residue);
+            const real logit = careful ? FN(without_subnormal)(x[i + j]) : x[i + j];
+            const real v = FN(exp_in_frame)(logit, shift, top, bottom, magic, residue);
             if (keep) e[i + j] = v;
             sum[j] += v;
         }
@@ -107,21 +119,39 @@ FASTNORM_INLINE double FN(softmax_exp_loop)(const real *restrict x, real *restri
 }
 
 /* Sum of e**(x - m) over a row; e, where there is one, takes SOFTMAX_UNIT times the terms. */
-static double FN(softmax_exp)(const real *x, real *e, ptrdiff_t n, real m, ptrdiff_t ahead) {
-    return e ? FN(softmax_exp_loop)(x, e, n, m, ahead, 1) : FN(softmax_exp_loop)(x, e, n, m, ahead, 0);
+static double FN(softmax_exp)(const real *x, real *e, ptrdiff_t n, real m, ptrdiff_t ahead, int careful) {
+    if (careful) return FN(softmax_exp_loop)(x, e, n, m, ahead, e != NULL, 1);
+    return e ? FN(softmax_exp_loop)(x, e, n, m, ahead, 1, 0) : FN(softmax_exp_loop)(x, e, n, m, ahead, 0, 0);
 }
 
 /* The same sum of terms already there, in double. */
 static double FN(softmax_sum)(const real *e, ptrdiff_t n) { return FN(lanes_sum)(e, n) / SOFTMAX_UNIT; }
 
+/* (e * factor) * power for power = 1 / SOFTMAX_UNIT, |factor| <= 1. A subnormal result is put together as an integer. */
+FASTNORM_INLINE real FN(softmax_tiny_or_not)(real e, real factor, real power) {
+    const real raised = e * SOFTMAX_RAISE * factor, size = FN(absolute)(raised);
+    const int tiny = size < SOFTMAX_NORMAL;
+    const real normal = FN(unless)(tiny, e) * factor * power;
+    const real two = (real)((uint_of_real)1 << EXP_SHIFT), shifted = FN(unless)(!tiny, size) * SOFTMAX_LEAST + two;
+    uint_of_real bits, two_bits, sign;
+    memcpy(&bits, &shifted, sizeof bits);
+    memcpy(&two_bits, &two, sizeof bits);
+    memcpy(&sign, &raised, sizeof bits);
+    bits = (bits - two_bits) | (sign & (uint_of_real)1 << (8 * sizeof(real) - 1));
+    real subnormal;
+    memcpy(&subnormal, &bits, sizeof bits);
+    return FN(choose)(tiny, subnormal, normal);
+}
+
 /* out = unit_e * scale / unit - mass, where mass_c = (t_c a + b) w_c. scale comes as two factors, one of them a power of
    two (see softmax_factors). */
 FASTNORM_INLINE void FN(softmax_output_loop)(const real *e, const real *t, const real *w, real *out, ptrdiff_t n,
                                              const real *restrict factor, const real *restrict power, real a, real b,
-                                             int step, int with_t, int with_w, int with_b) {
+                                             int step, int with_t, int with_w, int with_b, int careful) {
     SIMD
     for (ptrdiff_t j = 0; j < n; j++) {
-        const real p = (e[j] * factor[j * step]) * power[j * step];
+        const real p = careful ? FN(softmax_tiny_or_not)(e[j], factor[j * step], power[j * step])
+                               : (e[j] * factor[j * step]) * power[j * step];
         if (with_t || with_b) {
             const real mass = with_t ? t[j] * a + b : b;
             out[j] = p - (with_w ? mass * w[j] : mass);
@@ -131,9 +161,10 @@ FASTNORM_INLINE void FN(softmax_output_loop)(const real *e, const real *t, const
     }
 }
 
-static void FN(softmax_output)(const real *e, const real *t, const real *w, real *out, ptrdiff_t n, const real *factor,
-                               const real *power, real a, real b, int step) {
-#define SOFTMAX_CALL(S, T, W, B) FN(softmax_output_loop)(e, t, w, out, n, factor, power, a, b, S, T, W, B)
+FASTNORM_INLINE void FN(softmax_output_forms)(const real *e, const real *t, const real *w, real *out, ptrdiff_t n,
+                                              const real *factor, const real *power, real a, real b, int step,
+                                              int careful) {
+#define SOFTMAX_CALL(S, T, W, B) FN(softmax_output_loop)(e, t, w, out, n, factor, power, a, b, S, T, W, B, careful)
     if (step) {
         if (t) SOFTMAX_CALL(1, 1, 0, 1);
         else if (b != 0) SOFTMAX_CALL(1, 0, 0, 1);
@@ -148,10 +179,17 @@ static void FN(softmax_output)(const real *e, const real *t, const real *w, real
 #undef SOFTMAX_CALL
 }
 
+static void FN(softmax_output)(const real *e, const real *t, const real *w, real *out, ptrdiff_t n, const real *factor,
+                               const real *power, real a, real b, int step, int careful) {
+    for (ptrdiff_t j = 0; careful && j < (step ? n : 1); j++) careful = power[j] == (real)(1 / SOFTMAX_UNIT);
+    if (careful) FN(softmax_output_forms)(e, t, w, out, n, factor, power, a, b, step, 1);
+    else FN(softmax_output_forms)(e, t, w, out, n, factor, power, a, b, step, 0);
+}
+
 /* The two factors of scale / SOFTMAX_UNIT whose product with an exponential overflows or underflows only if the result
    does. */
 FASTNORM_INLINE void FN(softmax_factors)(double scale, real *factor, real *power) {
-    const int small = scale < 1 && scale > -1;
+    const int small = scale <= 1 && scale >= -1;
     *factor = (real)(small ? scale : scale / SOFTMAX_UNIT);
     *power = (real)(small ? 1 / SOFTMAX_UNIT : 1);
 }
@@ -232,14 +270,20 @@ static void FN(lanes_frame)(const real *restrict m, real *restrict frame, ptrdif
 }
 
 /* e takes SOFTMAX_UNIT * e**(x - m), and total[j] += e**(x - m). e may be x. */
-static void FN(lanes_exp)(const real *x, real *e, const real *restrict frame, ptrdiff_t width, double *restrict total,
-                          ptrdiff_t n) {
+FASTNORM_INLINE void FN(lanes_exp_loop)(const real *x, real *e, const real *restrict frame, ptrdiff_t width,
+                                        double *restrict total, ptrdiff_t n, int careful) {
     SIMD
     for (ptrdiff_t j = 0; j < n; j++) {
-        e[j] = FN(exp_in_frame)(x[j], frame[j], frame[width + j], frame[2 * width + j], frame[3 * width + j],
+        const real logit = careful ? FN(without_subnormal)(x[j]) : x[j];
+        e[j] = FN(exp_in_frame)(logit, frame[j], frame[width + j], frame[2 * width + j], frame[3 * width + j],
                                 frame[4 * width + j]);
         total[j] += e[j] * (1 / SOFTMAX_UNIT);
     }
+}
+static void FN(lanes_exp)(const real *x, real *e, const real *restrict frame, ptrdiff_t width, double *restrict total,
+                          ptrdiff_t n, int careful) {
+    if (careful) FN(lanes_exp_loop)(x, e, frame, width, total, n, 1);
+    else FN(lanes_exp_loop)(x, e, frame, width, total, n, 0);
 }
 
 FASTNORM_INLINE void FN(lanes_dot_loop)(const real *restrict x, const real *restrict t, ptrdiff_t n,
@@ -296,3 +340,6 @@ static void lanes_log(const double *restrict x, double *restrict out, ptrdiff_t 
 #undef SOFTMAX_LOG2E
 #undef SOFTMAX_CHUNK
 #undef SOFTMAX_DOT
+#undef SOFTMAX_RAISE
+#undef SOFTMAX_NORMAL
+#undef SOFTMAX_LEAST

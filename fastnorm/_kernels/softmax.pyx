@@ -25,8 +25,8 @@ from .softmax_lanes cimport softmax_block
 from .softmax_plan cimport CROSS_ENTROPY, LOG_SOFTMAX, SERIAL, SOFTMAX, Job, label, plan
 from .softmax_rows cimport Row, finish_row, softmax_row
 from .vector cimport (
-    Team, data, fits, is_float32, lanes_sum, real, scratch_alloc, scratch_free, stream_fence, team_close, team_mark,
-    team_open,
+    Team, assume_subnormals, data, fits, is_float32, lanes_sum, last_met_subnormals, met_subnormals, real,
+    scratch_alloc, scratch_free, stream_fence, team_close, team_mark, team_open,
 )
 
 include "common.pxi"
@@ -42,6 +42,7 @@ ctypedef fused integer:
 
 cdef enum:
     LABEL_TILE = 32768          # labels that are checked at once
+    LOOK = 2048                 # elements between two looks for subnormals
 
 
 # -- integer targets ---------------------------------------------------------------------------------------------------
@@ -135,17 +136,29 @@ def check_labels(labels, Py_ssize_t classes, bint has_ignore, int64_t ignore, we
     return total if wrong == 0 else None
 
 
+def assume_slow_subnormals(int slow):
+    """1 or 0: whether kernels look for subnormals; -1: where the processor is slow with them. For tests."""
+    assume_subnormals(slow)
+
+
 # -- all positions -----------------------------------------------------------------------------------------------------
 
 
 cdef void tile(const Job* job, Py_ssize_t t, real* scratch, double* losses) noexcept nogil:
-    """The blocks of one tile, each with its loss."""
-    cdef Py_ssize_t b
+    """The blocks of one tile, each with its loss; careful if this thread met subnormals in the last LOOK elements."""
+    cdef Py_ssize_t b, size = job.classes * (1 if job.rows else job.width), seen = 0
     cdef Row row
-    row.row = row.done = row.n = 0  # none yet
-    row.e = NULL
+    memset(&row, 0, sizeof(Row))  # none yet
+    row.careful = last_met_subnormals
     for b in range(t * job.blocks_per_tile, min((t + 1) * job.blocks_per_tile, job.blocks)):
-        losses[b] = softmax_row(job, b, &row, scratch) if job.rows else softmax_block(job, b, scratch)
+        if job.rows:
+            losses[b] = softmax_row(job, b, &row, scratch)
+        else:
+            losses[b] = softmax_block(job, b, row.careful, scratch)
+        seen += size
+        if seen >= LOOK:
+            row.careful = met_subnormals()
+            seen = 0
     finish_row(job, &row, row.n, scratch)
     if job.stream:
         stream_fence()

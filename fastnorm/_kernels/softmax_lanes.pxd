@@ -71,6 +71,7 @@ cdef struct Block:
     bint gathered, keep          # transposed into scratch; the exponentials stay there
     bint in_scratch              # results are put together in `e`, then copied to `out`
     bint large                   # a Q of some position
+    bint careful                 # where subnormals are likely
     Py_ssize_t ignored
     Py_ssize_t stride, t_stride  # from class to class
     const void* x                # IN: logits and probabilities of the block
@@ -223,7 +224,7 @@ cdef inline void write_class(const Job* job, const Block* b, Py_ssize_t c, real*
             log_softmax_output(x, target, b.n, <const real*> b.m, <const real*> b.log_sum, 1)
         return
     if not b.keep:
-        lanes_exp(x, one_class, <const real*> b.frame, job.width, b.total, b.n)
+        lanes_exp(x, one_class, <const real*> b.frame, job.width, b.total, b.n, b.careful)
         source = one_class
     if job.form == CROSS_ENTROPY:
         w_c = 1 if job.weight == NULL else (<const real*> job.weight)[c]
@@ -232,7 +233,7 @@ cdef inline void write_class(const Job* job, const Block* b, Py_ssize_t c, real*
     if b.large:
         lanes_gradient(job, source, t, target, b.n, b.total, b.mass, factor, power, a, d, w_c)
     else:
-        softmax_output(source, t, NULL, target, b.n, factor, power, a, d, 1)
+        softmax_output(source, t, NULL, target, b.n, factor, power, a, d, 1, b.careful)
     if b.ignored:
         for j in range(b.n):
             if b.y[j] < 0:
@@ -262,7 +263,7 @@ cdef inline void finish_block(const Job* job, const Block* b, real* out) noexcep
             stream_copy(out + c * inner, e + c * width, b.n * sizeof(real))
 
 
-cdef inline double softmax_block(const Job* job, Py_ssize_t i, real* scratch) noexcept nogil:
+cdef inline double softmax_block(const Job* job, Py_ssize_t i, bint careful, real* scratch) noexcept nogil:
     """Block i of positions; the sum of their losses."""
     cdef Block b = open_block(job, i, scratch)
     cdef Py_ssize_t C = job.classes, width = job.width, c, j
@@ -273,6 +274,7 @@ cdef inline double softmax_block(const Job* job, Py_ssize_t i, real* scratch) no
     cdef real* e = <real*> b.e
     cdef real* out = <real*> job.out + b.start
     cdef double loss
+    b.careful = careful
     for j in range(b.n):
         m[j] = -INFINITY
     for c in range(C):
@@ -281,7 +283,8 @@ cdef inline double softmax_block(const Job* job, Py_ssize_t i, real* scratch) no
     if job.form == CROSS_ENTROPY:
         find_targets(job, &b, scratch)
     for c in range(C):
-        lanes_exp(x + c * b.stride, e + c * width if b.keep else one_class, frame, width, b.total, b.n)
+        lanes_exp(x + c * b.stride, e + c * width if b.keep else one_class, frame, width, b.total, b.n,
+                  careful)
     loss = find_factors(job, &b, scratch)
     for c in range(C):
         write_class(job, &b, c, e + c * width if b.in_scratch else out + c * job.inner)

@@ -12,7 +12,8 @@ from .vector cimport (
 )
 
 
-cdef inline double sum_in_double(const real* x, const real* e, Py_ssize_t C, real m, real* stage) noexcept nogil:
+cdef inline double sum_in_double(const real* x, const real* e, Py_ssize_t C, real m, real* stage,
+                                 bint careful) noexcept nogil:
     """sum(exp(x - m)) once more: near 1, a sum of floats has lost what its logarithm is made of."""
     cdef Py_ssize_t i = 0, n
     cdef double total = 0
@@ -20,7 +21,7 @@ cdef inline double sum_in_double(const real* x, const real* e, Py_ssize_t C, rea
         return softmax_sum(e, C)
     while i < C:
         n = min(STAGE, C - i)
-        softmax_exp(x + i, stage, n, m, n)
+        softmax_exp(x + i, stage, n, m, n, careful)
         total += softmax_sum(<const real*> stage, n)
         i += n
     return total
@@ -32,6 +33,7 @@ cdef struct Row:
     void* e                     # its exponentials, or NULL where they are computed again
     double m, log_sum           # numbers of the dtype, which a double holds
     double factor, power, a, b  # of `softmax_output`
+    bint careful                # where subnormals are likely
     double spike_gradient       # of label y, or -1
     int64_t y
     bint large                  # its results are computed one by one:
@@ -60,7 +62,7 @@ cdef inline void finish_row(const Job* job, Row* r, Py_ssize_t until, real* stag
             if r.e != NULL:
                 source = <const real*> r.e + i
             else:
-                softmax_exp(x + i, stage, n, m, n)
+                softmax_exp(x + i, stage, n, m, n, r.careful)
                 source = stage
             if r.large:
                 for k in range(n):
@@ -68,7 +70,7 @@ cdef inline void finish_row(const Job* job, Row* r, Py_ssize_t until, real* stag
                                                               1 if w == NULL else w[i + k])
             else:
                 softmax_output(source, at_offset(t, i), at_offset(w, i), target, n, &factor, &power, <real> r.a,
-                               <real> r.b, 0)
+                               <real> r.b, 0, r.careful)
             if i <= r.y < i + n:
                 target[r.y - i] -= <real> r.spike_gradient
         if job.stream:
@@ -82,10 +84,10 @@ cdef inline double exponentials(const Job* job, const real* x, real* e, real m, 
     cdef Py_ssize_t C = job.classes, i = 0, n
     cdef double total = 0
     if not job.delayed:
-        return softmax_exp(x, e, C, m, C)
+        return softmax_exp(x, e, C, m, C, before.careful)
     while i < C:
         n = min(STAGE, C - i)
-        total += softmax_exp(x + i, e + i, n, m, C)
+        total += softmax_exp(x + i, e + i, n, m, C, before.careful)
         i += n
         finish_row(job, before, min(i, before.n), stage)
     return total
@@ -122,7 +124,7 @@ cdef inline double softmax_row(const Job* job, Py_ssize_t row, Row* r, real* scr
     m = softmax_max(x, C)
     total = exponentials(job, x, e, m, r, stage)
     if real is float and total < SMALL_SUM:
-        total = sum_in_double(x, e, C, m, stage)
+        total = sum_in_double(x, e, C, m, stage, r.careful)
     if job.form == LOG_SOFTMAX:
         log_sum = <real> log_of_sum(total)
     elif job.form == CROSS_ENTROPY:

@@ -12,6 +12,7 @@
 #ifndef FASTNORM_VECTOR_H
 #define FASTNORM_VECTOR_H
 
+#include <float.h>
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -497,8 +498,12 @@ static int met_subnormals(void) {
     return last_met_subnormals;
 }
 
+/* 1, out of the compiler's sight: GCC finds that the sum or product of two floats, computed in double and rounded to float, is
+   the same in float, and computes it there, which is what is to be avoided. One factor of 1 hides it. */
+static volatile double hidden_one = 1;
+
 /* muladd_f32(a, b, c) without subnormal operands, which a conversion to double does not count as; the same bits. a is a
-   float, one is 1 out of the compiler's sight. A double rounds a*b + c before the result does; it is made odd where that
+   float, one is hidden_one. A double rounds a*b + c before the result does; it is made odd where that
    changed it, and then the second rounding ends where one alone would have (Boldo and Melquiond 2008). */
 FASTNORM_INLINE float muladd_through_double(double a, float b, float c, double one) {
     const double product = a * (double)b; /* exact */
@@ -567,6 +572,8 @@ FASTNORM_INLINE real FN(muladd)(real a, real b, real c) {
     return a * b + c;
 #endif
 }
+
+static const real FN(least_normal) = sizeof(real) == 4 ? (real)FLT_MIN : (real)DBL_MIN;
 
 FASTNORM_INLINE real FN(absolute)(real x) { return sizeof(real) == 4 ? (real)fabsf((float)x) : (real)fabs((double)x); }
 

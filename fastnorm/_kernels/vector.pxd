@@ -46,6 +46,7 @@ cdef extern from "vector.h" nogil:
     void assume_subnormals(int slow)
     bint met_subnormals()
     bint last_met_subnormals
+    double hidden_one
     float muladd_through_double(double a, float b, float c, double one)
     float muladd_f32(float a, float b, float c)
     double muladd_f64(double a, double b, double c)
@@ -160,10 +161,12 @@ cdef extern from "vector.h" nogil:
     enum: ACTIVATION_SIGMOID
     enum: ACTIVATION_TANH
     void philox4x32(uint32_t* counter, uint32_t key0, uint32_t key1)
-    void activation_f32(int kind, const float* x, float* y, Py_ssize_t n, double factor)
-    void activation_f64(int kind, const double* x, double* y, Py_ssize_t n, double factor)
-    void activation_backward_f32(int kind, const float* dy, const float* x, float* y, Py_ssize_t n, double factor)
-    void activation_backward_f64(int kind, const double* dy, const double* x, double* y, Py_ssize_t n, double factor)
+    void activation_f32(int kind, const float* x, float* y, Py_ssize_t n, double factor, bint careful)
+    void activation_f64(int kind, const double* x, double* y, Py_ssize_t n, double factor, bint careful)
+    void activation_backward_f32(int kind, const float* dy, const float* x, float* y, Py_ssize_t n, double factor,
+                                 bint careful)
+    void activation_backward_f64(int kind, const double* dy, const double* x, double* y, Py_ssize_t n, double factor,
+                                 bint careful)
     void dropout_f32(const float* x, float* y, Py_ssize_t n, uint64_t seed, uint64_t offset, uint64_t first,
                      uint64_t step, uint32_t threshold, float scale)
     void dropout_f64(const double* x, double* y, Py_ssize_t n, uint64_t seed, uint64_t offset, uint64_t first,
@@ -173,10 +176,10 @@ cdef extern from "vector.h" nogil:
     void lanes_log(const double* x, double* out, Py_ssize_t n)
 
     float softmax_max_f32(const float* x, Py_ssize_t n)
-    double softmax_exp_f32(const float* x, float* e, Py_ssize_t n, float m, Py_ssize_t ahead)
+    double softmax_exp_f32(const float* x, float* e, Py_ssize_t n, float m, Py_ssize_t ahead, bint careful)
     double softmax_sum_f32(const float* e, Py_ssize_t n)
     void softmax_output_f32(const float* e, const float* t, const float* w, float* out, Py_ssize_t n,
-                            const float* factor, const float* power, float a, float b, int step)
+                            const float* factor, const float* power, float a, float b, int step, bint careful)
     void softmax_factors_f32(double scale, float* factor, float* power)
     void log_softmax_output_f32(const float* x, float* out, Py_ssize_t n, const float* m, const float* log_sum,
                                 int step)
@@ -184,15 +187,16 @@ cdef extern from "vector.h" nogil:
                          double* mass, double* dot)
     void lanes_max_f32(const float* x, float* m, Py_ssize_t n)
     void lanes_frame_f32(const float* m, float* frame, Py_ssize_t width, Py_ssize_t n)
-    void lanes_exp_f32(const float* x, float* e, const float* frame, Py_ssize_t width, double* total, Py_ssize_t n)
+    void lanes_exp_f32(const float* x, float* e, const float* frame, Py_ssize_t width, double* total, Py_ssize_t n,
+                       bint careful)
     void lanes_dot_f32(const float* x, const float* t, Py_ssize_t n, const float* m, double a, double b,
                        double* mass, double* dot)
 
     double softmax_max_f64(const double* x, Py_ssize_t n)
-    double softmax_exp_f64(const double* x, double* e, Py_ssize_t n, double m, Py_ssize_t ahead)
+    double softmax_exp_f64(const double* x, double* e, Py_ssize_t n, double m, Py_ssize_t ahead, bint careful)
     double softmax_sum_f64(const double* e, Py_ssize_t n)
     void softmax_output_f64(const double* e, const double* t, const double* w, double* out, Py_ssize_t n,
-                            const double* factor, const double* power, double a, double b, int step)
+                            const double* factor, const double* power, double a, double b, int step, bint careful)
     void softmax_factors_f64(double scale, double* factor, double* power)
     void log_softmax_output_f64(const double* x, double* out, Py_ssize_t n, const double* m, const double* log_sum,
                                 int step)
@@ -200,7 +204,8 @@ cdef extern from "vector.h" nogil:
                          double* mass, double* dot)
     void lanes_max_f64(const double* x, double* m, Py_ssize_t n)
     void lanes_frame_f64(const double* m, double* frame, Py_ssize_t width, Py_ssize_t n)
-    void lanes_exp_f64(const double* x, double* e, const double* frame, Py_ssize_t width, double* total, Py_ssize_t n)
+    void lanes_exp_f64(const double* x, double* e, const double* frame, Py_ssize_t width, double* total, Py_ssize_t n,
+                       bint careful)
     void lanes_dot_f64(const double* x, const double* t, Py_ssize_t n, const double* m, double a, double b,
                        double* mass, double* dot)
 
@@ -449,19 +454,20 @@ cdef inline double sum_squares(const real* x, Py_ssize_t n) noexcept nogil:
         return sum_squares_f32(x, n)
     else:
         return sum_squares_f64(x, n)
-cdef inline void activation(int kind, const real* x, real* y, Py_ssize_t n, double factor) noexcept nogil:
+cdef inline void activation(int kind, const real* x, real* y, Py_ssize_t n, double factor,
+                            bint careful) noexcept nogil:
     if real is float:
-        activation_f32(kind, x, y, n, factor)
+        activation_f32(kind, x, y, n, factor, careful)
     else:
-        activation_f64(kind, x, y, n, factor)
+        activation_f64(kind, x, y, n, factor, careful)
 
 
 cdef inline void activation_backward(int kind, const real* dy, const real* x, real* y, Py_ssize_t n,
-                                     double factor) noexcept nogil:
+                                     double factor, bint careful) noexcept nogil:
     if real is float:
-        activation_backward_f32(kind, dy, x, y, n, factor)
+        activation_backward_f32(kind, dy, x, y, n, factor, careful)
     else:
-        activation_backward_f64(kind, dy, x, y, n, factor)
+        activation_backward_f64(kind, dy, x, y, n, factor, careful)
 
 
 cdef inline void dropout_run(const real* x, real* y, Py_ssize_t n, uint64_t seed, uint64_t offset, uint64_t first,
@@ -480,11 +486,12 @@ cdef inline real softmax_max(const real* x, Py_ssize_t n) noexcept nogil:
         return softmax_max_f64(x, n)
 
 
-cdef inline double softmax_exp(const real* x, real* e, Py_ssize_t n, real m, Py_ssize_t ahead) noexcept nogil:
+cdef inline double softmax_exp(const real* x, real* e, Py_ssize_t n, real m, Py_ssize_t ahead,
+                               bint careful) noexcept nogil:
     if real is float:
-        return softmax_exp_f32(x, e, n, m, ahead)
+        return softmax_exp_f32(x, e, n, m, ahead, careful)
     else:
-        return softmax_exp_f64(x, e, n, m, ahead)
+        return softmax_exp_f64(x, e, n, m, ahead, careful)
 
 
 cdef inline double softmax_sum(const real* e, Py_ssize_t n) noexcept nogil:
@@ -495,11 +502,12 @@ cdef inline double softmax_sum(const real* e, Py_ssize_t n) noexcept nogil:
 
 
 cdef inline void softmax_output(const real* e, const real* t, const real* w, real* out, Py_ssize_t n,
-                                const real* factor, const real* power, real a, real b, int step) noexcept nogil:
+                                const real* factor, const real* power, real a, real b, int step,
+                                bint careful) noexcept nogil:
     if real is float:
-        softmax_output_f32(e, t, w, out, n, factor, power, a, b, step)
+        softmax_output_f32(e, t, w, out, n, factor, power, a, b, step, careful)
     else:
-        softmax_output_f64(e, t, w, out, n, factor, power, a, b, step)
+        softmax_output_f64(e, t, w, out, n, factor, power, a, b, step, careful)
 
 
 cdef inline void softmax_factors(double scale, real* factor, real* power) noexcept nogil:
@@ -540,11 +548,11 @@ cdef inline void lanes_frame(const real* m, real* frame, Py_ssize_t width, Py_ss
 
 
 cdef inline void lanes_exp(const real* x, real* e, const real* frame, Py_ssize_t width, double* total,
-                           Py_ssize_t n) noexcept nogil:
+                           Py_ssize_t n, bint careful) noexcept nogil:
     if real is float:
-        lanes_exp_f32(x, e, frame, width, total, n)
+        lanes_exp_f32(x, e, frame, width, total, n, careful)
     else:
-        lanes_exp_f64(x, e, frame, width, total, n)
+        lanes_exp_f64(x, e, frame, width, total, n, careful)
 
 
 cdef inline void lanes_dot(const real* x, const real* t, Py_ssize_t n, const real* m, double a, double b,
