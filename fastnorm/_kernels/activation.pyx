@@ -12,12 +12,13 @@ Design:
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from cython.parallel cimport prange
+from cython.parallel cimport parallel, threadid
 
 from .vector cimport (
     ACTIVATION_CELU, ACTIVATION_ELU, ACTIVATION_LEAKY_RELU, ACTIVATION_RELU, ACTIVATION_SIGMOID, ACTIVATION_TANH,
-    STREAM_BYTES, Team, activation, activation_backward, assume_subnormals, data, dropout_run, fits, is_float32,
-    last_met_subnormals, met_subnormals, philox4x32, real, stream_copy, stream_fence, team_close, team_mark, team_open,
+    STREAM_BYTES, Shares, Team, Turn, activation, activation_backward, assume_subnormals, data, dropout_run, fits,
+    is_float32, last_met_subnormals, met_subnormals, philox4x32, real, share_out, stream_copy, stream_fence, take,
+    team_close, team_mark, team_open, turn_of,
 )
 
 include "common.pxi"
@@ -113,21 +114,57 @@ cdef inline void tile(const Job* job, const real* dy, const real* x, real* out, 
         stream_fence()
 
 
+# How n elements are cut. The first tile is longer by `head`, so that the others begin where a cache line does: a vector
+# that spans two costs speed.
+cdef struct Cut:
+    Py_ssize_t n, head, length, tiles
+    bint stream
+
+
+cdef inline Cut cut(Py_ssize_t n, Py_ssize_t head, Py_ssize_t itemsize, bint stream, int threads) noexcept nogil:
+    cdef Cut c
+    c.n, c.head, c.stream = n, head, stream
+    c.length = max(<Py_ssize_t> TILE, min(LONG_TILE // itemsize, n // TILES))
+    c.tiles = max(1, (n - head + c.length - 1) // c.length)
+    if c.tiles >= PARALLEL_TILES and c.length == TILE:  # an equal number for each thread
+        c.tiles = (c.tiles + threads - 1) // threads * threads
+        c.length = ((n - head + c.tiles - 1) // c.tiles + CACHE_LINE - 1) // CACHE_LINE * CACHE_LINE
+        c.tiles = (n - head + c.length - 1) // c.length
+    return c
+
+
+cdef inline void tile_of(const Job* job, const real* dy, const real* x, real* out, const Cut* c,
+                         Py_ssize_t t) noexcept nogil:
+    tile(job, dy, x, out, c.head + t * c.length if t else 0, min(c.n, c.head + (t + 1) * c.length), c.stream)
+
+
+cdef void take_part(const Job* job, const real* dy, const real* x, real* out, const Cut* c, Shares* shares, int thread,
+               Team* team) noexcept nogil:
+    """One thread's part."""
+    cdef Turn turn = turn_of(shares, thread)
+    cdef Py_ssize_t t = take(shares, &turn)
+    while t >= 0:
+        tile_of(job, dy, x, out, c, t)
+        team_mark(team)
+        t = take(shares, &turn)
+
+
 cdef void run_tiles(const Job* job, const real* dy, const real* x, real* out, Py_ssize_t n, bint stream,
                     int threads) noexcept nogil:
-    # The first tile is longer, so that the others begin where a cache line does: a vector that spans two costs speed.
-    cdef Py_ssize_t head = <Py_ssize_t> ((0 - <size_t> x) % CACHE_LINE // sizeof(real))
-    cdef Py_ssize_t length = max(<Py_ssize_t> TILE, min(LONG_TILE // <Py_ssize_t> sizeof(real), n // TILES))
-    cdef Py_ssize_t tiles = max(1, (n - head + length - 1) // length), t
-    cdef Team team = team_open(1 if tiles < PARALLEL_TILES else threads, 3.0 * n * sizeof(real))
+    cdef Cut tiles = cut(n, <Py_ssize_t> ((0 - <size_t> x) % CACHE_LINE // sizeof(real)), sizeof(real), stream, threads)
+    cdef const Cut* c = &tiles
+    cdef Py_ssize_t t
+    cdef Team team = team_open(1 if c.tiles < PARALLEL_TILES else threads, 3.0 * n * sizeof(real))
     cdef Team* watch = &team
+    cdef Shares shares
+    cdef Shares* shared = &shares
     if team.size == 1:
-        for t in range(tiles):
-            tile(job, dy, x, out, head + t * length if t else 0, min(n, head + (t + 1) * length), stream)
+        for t in range(c.tiles):
+            tile_of(job, dy, x, out, c, t)
     else:
-        for t in prange(tiles, schedule="dynamic", chunksize=1, num_threads=team.size):
-            tile(job, dy, x, out, head + t * length if t else 0, min(n, head + (t + 1) * length), stream)
-            team_mark(watch)
+        share_out(shared, c.tiles, team.size)
+        with parallel(num_threads=team.size):
+            take_part(job, dy, x, out, c, shared, threadid(), watch)
     team_close(watch)
 
 

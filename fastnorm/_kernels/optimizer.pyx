@@ -20,13 +20,14 @@ Twins: fastnorm/reference/updates.py, under the names of the public functions.
 """
 
 cimport numpy as cnp
-from cython.parallel cimport prange
+from cython.parallel cimport parallel, threadid
 from libc.float cimport DBL_MAX, FLT_MAX
 from libc.math cimport expm1, fabs, fabsf, log, sqrt, sqrtf
 
 from .vector cimport (
-    Team, assume_subnormals, fits, hidden_one, last_met_subnormals, met_subnormals, muladd_f32, muladd_f64,
-    muladd_through_double, real, scratch_alloc, scratch_free, sum_squares, team_close, team_mark, team_open,
+    Shares, Team, Turn, assume_subnormals, fits, hidden_one, last_met_subnormals, met_subnormals, muladd_f32, muladd_f64,
+    muladd_through_double, real, scratch_alloc, scratch_free, share_out, sum_squares, take, team_close, team_mark,
+    team_open, turn_of,
 )
 
 include "common.pxi"
@@ -144,18 +145,45 @@ cdef inline void whole(Tile* t, TileKernel kernel, const void* constants, bint e
         kernel(t, constants, False)
 
 
+cdef void share_by_elements(Shares* shares, Tiles tiles, int threads) noexcept nogil:
+    """Shares of about equal numbers of elements."""
+    cdef Py_ssize_t seen = 0, t = 0
+    cdef int i
+    share_out(shares, 0, threads)
+    for i in range(shares.n):
+        shares.share[i].next = t
+        while t < tiles.n and (seen + tiles.tile[t].n // 2) * shares.n < tiles.elements * (i + 1):
+            seen += tiles.tile[t].n
+            t += 1
+        shares.share[i].end = t
+    shares.share[shares.n - 1].end = tiles.n
+
+
+cdef void take_part(Tiles tiles, TileKernel kernel, const void* constants, bint elementwise, Shares* shares, int thread,
+               Team* team) noexcept nogil:
+    """One thread's part."""
+    cdef Turn turn = turn_of(shares, thread)
+    cdef Py_ssize_t t = take(shares, &turn)
+    while t >= 0:
+        whole(&tiles.tile[t], kernel, constants, elementwise)
+        team_mark(team)
+        t = take(shares, &turn)
+
+
 cdef void run(Tiles tiles, TileKernel kernel, const void* constants, bint elementwise, int threads) noexcept nogil:
     """The kernel on every tile. elementwise: it may be cut further."""
     cdef Py_ssize_t t
     cdef Team team = team_open(1 if tiles.elements <= SMALL else threads, tiles.elements * 16.0)
     cdef Team* watch = &team
+    cdef Shares shares
+    cdef Shares* shared = &shares
     if team.size == 1:
         for t in range(tiles.n):
             whole(&tiles.tile[t], kernel, constants, elementwise)
     else:
-        for t in prange(tiles.n, schedule="dynamic", chunksize=1, num_threads=team.size):
-            whole(&tiles.tile[t], kernel, constants, elementwise)
-            team_mark(watch)
+        share_by_elements(shared, tiles, team.size)
+        with parallel(num_threads=team.size):
+            take_part(tiles, kernel, constants, elementwise, shared, threadid(), watch)
     team_close(watch)
 
 

@@ -468,6 +468,50 @@ static void team_mark(Team *team) { (void)team; }
 static void team_close(Team *team) { (void)team; }
 #endif
 
+/* -- sharing out tiles ---------------------------------------------------------------------------------------------- */
+
+/* Each thread of a team has a share of the tiles, the same in every call on the same arrays, which then lie in its own
+   second-level cache; who is done with that takes from the others' shares. One thread after another takes what is there:
+   handed out in the order of asking, half of what a thread works on was in another one's cache (ReLU of 300,000 floats,
+   two threads: 40 us against 20). */
+enum { SHARES = 64 }; /* threads beyond that share shares */
+typedef struct {
+    ptrdiff_t next, end;
+    char apart[64 - 2 * sizeof(ptrdiff_t)]; /* a cache line each */
+} Share;
+typedef struct {
+    int n;
+    Share share[SHARES];
+} Shares;
+typedef struct {
+    int from, left; /* the share to take from, and how many there are with it that may have something */
+} Turn;
+
+/* Shares of equal numbers of tiles. */
+static void share_out(Shares *shares, ptrdiff_t tiles, int threads) {
+    shares->n = threads < SHARES ? threads : SHARES;
+    for (int i = 0; i < shares->n; i++) {
+        shares->share[i].next = tiles * i / shares->n;
+        shares->share[i].end = tiles * (i + 1) / shares->n;
+    }
+}
+
+static Turn turn_of(const Shares *shares, int thread) {
+    Turn turn = {thread % shares->n, shares->n};
+    return turn;
+}
+
+/* The next tile for a thread, or -1. */
+static ptrdiff_t take(Shares *shares, Turn *turn) {
+    for (; turn->left; turn->left--) {
+        Share *share = shares->share + turn->from;
+        const ptrdiff_t tile = claim(&share->next);
+        if (tile < share->end) return tile;
+        turn->from = (turn->from + 1) % shares->n;
+    }
+    return -1;
+}
+
 /* -- subnormal numbers ---------------------------------------------------------------------------------------------- */
 
 /* Whether this thread computed with subnormal numbers, or got them, since the last call; by the processor's flags, which a

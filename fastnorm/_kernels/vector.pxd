@@ -43,6 +43,18 @@ cdef extern from "vector.h" nogil:
     void team_mark(Team* team)
     void team_close(Team* team)
 
+    ctypedef struct Share:
+        Py_ssize_t next
+        Py_ssize_t end
+    ctypedef struct Shares:
+        int n
+        Share share[64]
+    ctypedef struct Turn:
+        pass
+    void share_out(Shares* shares, Py_ssize_t tiles, int threads)
+    Turn turn_of(const Shares* shares, int thread)
+    Py_ssize_t take(Shares* shares, Turn* turn)
+
     void assume_subnormals(int slow)
     bint met_subnormals()
     bint last_met_subnormals
