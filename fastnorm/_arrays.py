@@ -15,7 +15,7 @@ import math
 import operator
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from ._interchange import AnyArray as AnyArray
 from ._interchange import Array as Array
 from ._interchange import as_array as as_array
 from ._interchange import has_protocol as has_protocol
+from ._kernels.checks import dense_block, laid_out_alike, plain_output
 
 View = tuple[int, int, int]
 
@@ -215,6 +216,8 @@ def check_disjoint(written: tuple[str, Array], *others: tuple[str, Array | None]
 
 def check_out(out: object, like: Array, *others: tuple[str, Array | None], may_equal: tuple[str, ...] = ()) -> Array:
     """Require an output of this shape and dtype that overlaps none of the others, but may be those in ``may_equal``."""
+    if plain_output(out, like, others, may_equal):
+        return cast(Array, out)
     out = check_like("out", out, like.shape, like.dtype, True)
     check_writeable("out", out)
     check_disjoint(("out", out), *others, may_equal=may_equal)
@@ -254,7 +257,7 @@ def _view(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int, axis:
 
 def is_dense(a: Array) -> bool:
     """Whether the array is one aligned dense block in some axis order: what a kernel can use without a copy."""
-    return _block_order(a.shape, a.strides, a.itemsize) is not None and a.flags.aligned
+    return dense_block(a)
 
 
 def block(a: Array, axis: int) -> tuple[Array, View]:
@@ -269,9 +272,9 @@ def block(a: Array, axis: int) -> tuple[Array, View]:
 
 def same_layout(a: Array, like: Array) -> bool:
     """Whether equal positions in memory are equal elements (``like`` is dense, shapes are equal)."""
-    return (a.strides == like.strides
-            or _block_order(a.shape, a.strides, a.itemsize) == _block_order(like.shape, like.strides, like.itemsize)
-            ) and a.flags.aligned
+    return laid_out_alike(a, like) or (
+        a.flags.aligned
+        and _block_order(a.shape, a.strides, a.itemsize) == _block_order(like.shape, like.strides, like.itemsize))
 
 
 def matching(a: Array, like: Array) -> Array:

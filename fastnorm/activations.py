@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -30,6 +30,7 @@ from ._arrays import (
     matching,
     write_back,
 )
+from ._kernels.checks import elementwise_arrays
 from ._outputs import destination
 from ._runtime import kernels, threads_for_call
 
@@ -45,15 +46,19 @@ _MAX_SEED = (1 << 64) - 1
 
 
 def _check_forward(x: object, out: object, name: str = "x") -> tuple[Array, Array | None]:
-    x = check_array(name, x)
-    return x, None if out is None else check_out(out, x, (name, x), may_equal=(name,))
+    if not elementwise_arrays(x, None, out):
+        x = check_array(name, x)
+        out = None if out is None else check_out(out, x, (name, x), may_equal=(name,))
+    return cast(Array, x), cast("Array | None", out)
 
 
 def _check_backward(dy: object, saved: object, out: object, name: str) -> tuple[Array, Array, Array | None]:
     """``saved`` is what the forward left for the backward, its input or its output, under the name the user sees."""
-    saved = check_array(name, saved)
-    dy = check_like("dy", dy, saved.shape, saved.dtype)
-    return dy, saved, None if out is None else check_out(out, saved, ("dy", dy), (name, saved), may_equal=("dy",))
+    if dy is None or not elementwise_arrays(saved, dy, out):
+        saved = check_array(name, saved)
+        dy = check_like("dy", dy, saved.shape, saved.dtype)
+        out = None if out is None else check_out(out, saved, ("dy", dy), (name, saved), may_equal=("dy",))
+    return cast(Array, dy), cast(Array, saved), cast("Array | None", out)
 
 
 def _check_factor(name: str, value: object, dtype: np.dtype[Any], *, positive: bool = False) -> float:

@@ -17,7 +17,7 @@ from cython.parallel cimport parallel, threadid
 from .vector cimport (
     ACTIVATION_CELU, ACTIVATION_ELU, ACTIVATION_LEAKY_RELU, ACTIVATION_RELU, ACTIVATION_SIGMOID, ACTIVATION_TANH,
     STREAM_BYTES, Shares, Team, Turn, activation, activation_backward, assume_subnormals, data, dropout_run, fits,
-    is_float32, last_met_subnormals, met_subnormals, philox4x32, real, share_out, stream_copy, stream_fence, take,
+    is_float32, last_met_subnormals, met_subnormals, next_tile, philox4x32, real, share_out, stream_copy, stream_fence,
     team_close, team_mark, team_open, turn_of,
 )
 
@@ -29,8 +29,8 @@ cdef enum:
     TILES = 64           # of an array, between
     PARALLEL_TILES = 4  # fewer than these and waking a thread costs more than it saves
     STAGE = 256  # elements: stays in L1 beside what is read
-    # Elements between two looks for subnormals: so many that a look costs nothing (with 4,096, tanh's gradient of 100,000
-    # took 5 % longer), but for the first few of a longer tile.
+    # Elements between two looks for subnormals: so many that a look costs nothing (with 4,096, tanh's gradient of
+    # 100,000 took 5 % longer), but for the first few of a longer tile.
     PROBE = 64
     BLOCK = 32768
     CACHE_LINE = 64
@@ -139,14 +139,14 @@ cdef inline void tile_of(const Job* job, const real* dy, const real* x, real* ou
 
 
 cdef void take_part(const Job* job, const real* dy, const real* x, real* out, const Cut* c, Shares* shares, int thread,
-               Team* team) noexcept nogil:
+                    Team* team) noexcept nogil:
     """One thread's part."""
     cdef Turn turn = turn_of(shares, thread)
-    cdef Py_ssize_t t = take(shares, &turn)
+    cdef Py_ssize_t t = next_tile(shares, &turn)
     while t >= 0:
         tile_of(job, dy, x, out, c, t)
         team_mark(team)
-        t = take(shares, &turn)
+        t = next_tile(shares, &turn)
 
 
 cdef void run_tiles(const Job* job, const real* dy, const real* x, real* out, Py_ssize_t n, bint stream,

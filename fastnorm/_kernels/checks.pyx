@@ -95,6 +95,63 @@ cdef bint are_disjoint(Range* ranges, Py_ssize_t n) noexcept nogil:
     return True
 
 
+cdef bint meet(cnp.ndarray a, cnp.ndarray b) noexcept:
+    """Whether the address ranges of two dense arrays do."""
+    cdef size_t low_a = <size_t> cnp.PyArray_DATA(a), low_b = <size_t> cnp.PyArray_DATA(b)
+    return (low_a < low_b + <size_t> cnp.PyArray_NBYTES(b)) and (low_b < low_a + <size_t> cnp.PyArray_NBYTES(a))
+
+
+def dense_block(cnp.ndarray a not None):
+    """Whether an array is one aligned block of memory in some axis order."""
+    return is_dense(a) and cnp.PyArray_CHKFLAGS(a, cnp.NPY_ARRAY_ALIGNED)
+
+
+def laid_out_alike(cnp.ndarray a not None, cnp.ndarray dense not None):
+    """Whether an array has a dense one's dtype, shape and memory order, and is aligned."""
+    return is_like(a, dense) and cnp.PyArray_CHKFLAGS(a, cnp.NPY_ARRAY_ALIGNED)
+
+
+# -- an output ---------------------------------------------------------------------------------------------------------
+
+
+def plain_output(out, like, tuple others, tuple may_equal):
+    """The arguments of `_arrays.check_out`: ``out`` plain, writeable and laid out as ``like``, which is dense; others,
+    (name, array or None) each, dense, and out of its way or, where they may be, the same object.
+    """
+    if not is_plain(out) or not is_writeable(out) or not cnp.PyArray_CheckExact(like):
+        return False
+    if not is_dense(<cnp.ndarray> like) or not is_like(<cnp.ndarray> out, <cnp.ndarray> like):
+        return False
+    for name, other in others:
+        if other is None:
+            continue
+        if not cnp.PyArray_CheckExact(other) or not is_dense(<cnp.ndarray> other):
+            return False
+        if meet(<cnp.ndarray> out, <cnp.ndarray> other) and not (other is out and name in may_equal):
+            return False
+    return True
+
+
+# -- elementwise functions ---------------------------------------------------------------------------------------------
+
+
+def elementwise_arrays(x, dy, out):
+    """The arrays of one call: dense, laid out alike; ``dy`` and ``out`` may be None. ``out`` may be the input in a
+    forward call, which has no ``dy``, and ``dy`` in a backward one.
+    """
+    if not is_plain(x) or not is_dense(<cnp.ndarray> x):
+        return False
+    if dy is not None and not (is_plain(dy) and is_like(<cnp.ndarray> dy, <cnp.ndarray> x)):
+        return False
+    if out is None:
+        return True
+    if not is_plain(out) or not is_writeable(out) or not is_like(<cnp.ndarray> out, <cnp.ndarray> x):
+        return False
+    if meet(<cnp.ndarray> out, <cnp.ndarray> x):
+        return out is x and dy is None
+    return dy is None or out is dy or not meet(<cnp.ndarray> out, <cnp.ndarray> dy)
+
+
 # -- optimizer lists ---------------------------------------------------------------------------------------------------
 
 

@@ -25,9 +25,9 @@ from libc.float cimport DBL_MAX, FLT_MAX
 from libc.math cimport expm1, fabs, fabsf, log, sqrt, sqrtf
 
 from .vector cimport (
-    Shares, Team, Turn, assume_subnormals, fits, hidden_one, last_met_subnormals, met_subnormals, muladd_f32, muladd_f64,
-    muladd_through_double, real, scratch_alloc, scratch_free, share_out, sum_squares, take, team_close, team_mark,
-    team_open, turn_of,
+    Shares, Team, Turn, assume_subnormals, fits, hidden_one, last_met_subnormals, met_subnormals, muladd_f32,
+    muladd_f64, muladd_through_double, next_tile, real, scratch_alloc, scratch_free, share_out, sum_squares, team_close,
+    team_mark, team_open, turn_of,
 )
 
 include "common.pxi"
@@ -160,14 +160,14 @@ cdef void share_by_elements(Shares* shares, Tiles tiles, int threads) noexcept n
 
 
 cdef void take_part(Tiles tiles, TileKernel kernel, const void* constants, bint elementwise, Shares* shares, int thread,
-               Team* team) noexcept nogil:
+                    Team* team) noexcept nogil:
     """One thread's part."""
     cdef Turn turn = turn_of(shares, thread)
-    cdef Py_ssize_t t = take(shares, &turn)
+    cdef Py_ssize_t t = next_tile(shares, &turn)
     while t >= 0:
         whole(&tiles.tile[t], kernel, constants, elementwise)
         team_mark(team)
-        t = take(shares, &turn)
+        t = next_tile(shares, &turn)
 
 
 cdef void run(Tiles tiles, TileKernel kernel, const void* constants, bint elementwise, int threads) noexcept nogil:

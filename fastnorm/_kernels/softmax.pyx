@@ -15,7 +15,7 @@ The twin is `fastnorm/reference/loss.py`.
 #   uniform mass and one spike.
 # - Blocks and tiles depend on the shape alone, and the blocks' losses are added pairwise, in an order of their own.
 
-from cython.parallel cimport prange, threadid
+from cython.parallel cimport parallel, prange, threadid
 from libc.stdint cimport int16_t, int32_t, int64_t, int8_t, uint16_t, uint32_t, uint8_t
 from libc.string cimport memset
 
@@ -25,8 +25,8 @@ from .softmax_lanes cimport softmax_block
 from .softmax_plan cimport CROSS_ENTROPY, LOG_SOFTMAX, SERIAL, SOFTMAX, Job, label, plan
 from .softmax_rows cimport Row, finish_row, softmax_row
 from .vector cimport (
-    Team, assume_subnormals, data, fits, is_float32, lanes_sum, last_met_subnormals, met_subnormals, real,
-    scratch_alloc, scratch_free, stream_fence, team_close, team_mark, team_open,
+    Shares, Team, Turn, assume_subnormals, data, fits, is_float32, lanes_sum, last_met_subnormals, met_subnormals,
+    next_tile, real, scratch_alloc, scratch_free, share_out, stream_fence, team_close, team_mark, team_open, turn_of,
 )
 
 include "common.pxi"
@@ -164,17 +164,30 @@ cdef void tile(const Job* job, Py_ssize_t t, real* scratch, double* losses) noex
         stream_fence()
 
 
+cdef void take_part(const Job* job, real* scratch, double* losses, Shares* shares, int thread,
+                    Team* team) noexcept nogil:
+    """One thread's part."""
+    cdef Turn turn = turn_of(shares, thread)
+    cdef Py_ssize_t t = next_tile(shares, &turn)
+    while t >= 0:
+        tile(job, t, scratch, losses)
+        team_mark(team)
+        t = next_tile(shares, &turn)
+
+
 cdef void all_tiles(const Job* job, real* scratch, double* losses, int threads) noexcept nogil:
     cdef Py_ssize_t t, scratch_elements = job.scratch_bytes // sizeof(real)
     cdef Team team = team_open(threads, 4.0 * job.outer * job.classes * job.inner * sizeof(real))
     cdef Team* watch = &team
+    cdef Shares shares
+    cdef Shares* shared = &shares
     if team.size == 1:
         for t in range(job.tiles):
             tile(job, t, scratch, losses)
     else:
-        for t in prange(job.tiles, schedule="dynamic", chunksize=1, num_threads=team.size):
-            tile(job, t, scratch + threadid() * scratch_elements, losses)
-            team_mark(watch)
+        share_out(shared, job.tiles, team.size)
+        with parallel(num_threads=team.size):
+            take_part(job, scratch + threadid() * scratch_elements, losses, shared, threadid(), watch)
     team_close(watch)
 
 

@@ -502,7 +502,7 @@ static Turn turn_of(const Shares *shares, int thread) {
 }
 
 /* The next tile for a thread, or -1. */
-static ptrdiff_t take(Shares *shares, Turn *turn) {
+static ptrdiff_t next_tile(Shares *shares, Turn *turn) {
     for (; turn->left; turn->left--) {
         Share *share = shares->share + turn->from;
         const ptrdiff_t tile = claim(&share->next);
