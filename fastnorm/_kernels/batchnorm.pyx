@@ -45,16 +45,16 @@ The twin is `fastnorm/reference/norm.py`.
 #   end of a run, that is the begin of the channel's next one, not what lies behind this one: 12.4 against 18.3 ms
 #   backward there, both with tiles for an L2 of 2 MB.
 
-from cython.parallel cimport parallel, prange, threadid
+from cython.parallel cimport parallel, threadid
 from libc.string cimport memcpy, memset
 
 from .batchnorm_output cimport output_item
 from .batchnorm_parameters cimport is_plain, set_parameters
-from .batchnorm_plan cimport Job, ceil_div, plan, scratch_of, streams, useful_threads
+from .batchnorm_plan cimport Job, plan, scratch_of, streams, useful_threads
 from .batchnorm_reduce cimport add_bases, finish_reduction, finish_statistics, merge_blocks, reduce_item, stats_item
 from .vector cimport (
-    BN_BETA, BN_ROWS, BN_WIDE_ROWS, Team, assume_l2_bytes, bn_channel_sums, claim, data, fits, is_float32, real,
-    scratch_alloc, scratch_free, team_close, team_mark, team_open,
+    BN_BETA, BN_ROWS, BN_WIDE_ROWS, Shares, Team, Turn, assume_l2_bytes, bn_channel_sums, claim, data, fits, is_float32,
+    next_tile, real, scratch_alloc, scratch_free, share_out, team_barrier, team_close, team_mark, team_open, turn_of,
 )
 
 include "common.pxi"
@@ -96,34 +96,74 @@ cdef inline void chain(const Job* job, Team* team, Py_ssize_t* unclaimed, real* 
         t = next
 
 
+cdef void take_blocks(const Job* job, Team* team, Shares* first, Shares* second, int thread,
+                      real* scratch) noexcept nogil:
+    """One thread's part of tiles in several blocks, wave by wave: it writes the blocks that it has read."""
+    cdef Turn turn
+    cdef Py_ssize_t t0 = 0, n, i
+    while t0 < job.tiles:
+        n = min(job.wave, job.tiles - t0)
+        turn = turn_of(first, thread)
+        i = next_tile(first, &turn)
+        while i >= 0:
+            first_half(job, t0 + i % n, i // n, scratch)
+            team_mark(team)
+            i = next_tile(first, &turn)
+        team_barrier()
+        if thread == 0:  # nobody takes from either now
+            share_out(first, min(job.wave, job.tiles - t0 - n) * job.blocks, team.size)
+            share_out(second, n * job.blocks, team.size)
+        i = thread
+        while i < n:
+            finish(job, t0 + i, scratch)
+            i += team.size
+        team_barrier()
+        # Backwards: what was read last is still in the nearest cache.
+        turn = turn_of(second, team.size - 1 - thread)
+        i = next_tile(second, &turn)
+        while i >= 0:
+            output_item(job, t0 + n - 1 - i % n, job.blocks - 1 - i // n, 0, scratch)
+            team_mark(team)
+            i = next_tile(second, &turn)
+        team_barrier()
+        t0 += n
+
+
+cdef void take_tiles(const Job* job, Team* team, Shares* shares, int thread, real* scratch) noexcept nogil:
+    """One thread's part of tiles in one block."""
+    cdef Turn turn = turn_of(shares, thread)
+    cdef Py_ssize_t t = next_tile(shares, &turn)
+    while t >= 0:
+        whole_tile(job, t, 0, scratch)
+        team_mark(team)
+        t = next_tile(shares, &turn)
+
+
+cdef inline void take_both_halves(const Job* job, Team* team, Shares* first, Shares* second, Py_ssize_t* unclaimed,
+                                  int thread, real* scratch) noexcept nogil:
+    if job.blocks > 1:
+        take_blocks(job, team, first, second, thread, scratch)
+    elif job.chained:
+        chain(job, team, unclaimed, scratch)
+    else:
+        take_tiles(job, team, first, thread, scratch)
+
+
 cdef void run_both_halves(const Job* job, Team* team, real* kind) noexcept nogil:
     """Training, and every backward."""
-    cdef Py_ssize_t t, i, w = 0, t0 = 0, n = 0, unclaimed = 0
+    cdef Py_ssize_t unclaimed = 0
+    cdef Shares shares, more_shares
+    cdef Shares* first = &shares
+    cdef Shares* second = &more_shares
     if job.blocks > 1:
-        with parallel(num_threads=team.size):
-            for w in range(ceil_div(job.tiles, job.wave)):
-                t0 = w * job.wave
-                n = min(job.wave, job.tiles - t0)
-                for i in prange(n * job.blocks, schedule="dynamic", chunksize=1):
-                    first_half(job, t0 + i % n, i // n, <real*> scratch_of(job, threadid()))
-                    team_mark(team)
-                for t in prange(n, schedule="dynamic", chunksize=1):
-                    finish(job, t0 + t, kind)
-                # Backwards: what was read last is still in the nearest cache.
-                for i in prange(n * job.blocks, schedule="dynamic", chunksize=1):
-                    output_item(job, t0 + n - 1 - i % n, job.blocks - 1 - i // n, 0,
-                                <real*> scratch_of(job, threadid()))
-                    team_mark(team)
-    elif job.chained:
-        with parallel(num_threads=team.size):
-            chain(job, team, &unclaimed, <real*> scratch_of(job, threadid()))
-    elif team.size == 1:
-        for t in range(job.tiles):
-            whole_tile(job, t, 0, <real*> scratch_of(job, 0))
+        share_out(first, min(job.wave, job.tiles) * job.blocks, team.size)
+    elif not job.chained:
+        share_out(first, job.tiles, team.size)
+    if team.size == 1:  # a parallel region of one thread costs as much as a small call
+        take_both_halves(job, team, first, second, &unclaimed, 0, <real*> scratch_of(job, 0))
     else:
-        for t in prange(job.tiles, schedule="dynamic", chunksize=1, num_threads=team.size):
-            whole_tile(job, t, 0, <real*> scratch_of(job, threadid()))
-            team_mark(team)
+        with parallel(num_threads=team.size):
+            take_both_halves(job, team, first, second, &unclaimed, threadid(), <real*> scratch_of(job, threadid()))
 
 
 cdef inline void one_half(const Job* job, Py_ssize_t i, bint second, real* scratch) noexcept nogil:
@@ -134,16 +174,27 @@ cdef inline void one_half(const Job* job, Py_ssize_t i, bint second, real* scrat
         first_half(job, i % job.tiles, i // job.tiles, scratch)
 
 
+cdef void take_items(const Job* job, Team* team, bint second, Shares* shares, int thread,
+                     real* scratch) noexcept nogil:
+    """One thread's part of one half."""
+    cdef Turn turn = turn_of(shares, thread)
+    cdef Py_ssize_t i = next_tile(shares, &turn)
+    while i >= 0:
+        one_half(job, i, second, scratch)
+        team_mark(team)
+        i = next_tile(shares, &turn)
+
+
 cdef void run_one_half(const Job* job, Team* team, bint second, real* kind) noexcept nogil:
     """Statistics alone, or output alone where the parameter table is set."""
-    cdef Py_ssize_t i, items = job.tiles * job.blocks
+    cdef Shares shares
+    cdef Shares* shared = &shares
+    share_out(shared, job.tiles * job.blocks, team.size)
     if team.size == 1:
-        for i in range(items):
-            one_half(job, i, second, <real*> scratch_of(job, 0))
+        take_items(job, team, second, shared, 0, <real*> scratch_of(job, 0))
     else:
-        for i in prange(items, schedule="dynamic", chunksize=1, num_threads=team.size):
-            one_half(job, i, second, <real*> scratch_of(job, threadid()))
-            team_mark(team)
+        with parallel(num_threads=team.size):
+            take_items(job, team, second, shared, threadid(), <real*> scratch_of(job, threadid()))
 
 
 cdef void given_statistics(const Job* job, real* kind) noexcept nogil:

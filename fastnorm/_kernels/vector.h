@@ -487,6 +487,13 @@ typedef struct {
     int from, left; /* the share to take from, and how many there are with it that may have something */
 } Turn;
 
+/* Waits until all threads of the team around the call are here. */
+static void team_barrier(void) {
+#ifdef _OPENMP
+#pragma omp barrier
+#endif
+}
+
 /* Shares of equal numbers of tiles. */
 static void share_out(Shares *shares, ptrdiff_t tiles, int threads) {
     shares->n = threads < SHARES ? threads : SHARES;
