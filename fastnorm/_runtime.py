@@ -16,26 +16,12 @@ from types import ModuleType
 from typing import Any
 
 from ._arrays import check_integer
+from ._kernels import NOT_BUILT
+from ._kernels import runtime as _facts
 from ._quota import cpu_quota
 
 LEVELS = ("baseline", "avx2", "avx512")  # weakest first
 KERNEL_MODULES = ("activation", "bandwidth", "batchnorm", "optimizer", "softmax")
-
-_NOT_BUILT = """fastnorm: no compiled kernels in {folder}.
-This is a source tree that was not built. Build it in place with `pip install -e .`, or, if fastnorm is installed
-elsewhere, start Python in another directory so that the installed package is imported."""
-
-if sys.platform == "darwin":
-    # LLVM's runtime ends a process that holds two copies of it. On macOS each wheel brings its own (PyTorch's, ours),
-    # and the loader does not merge them; two pools of threads are slower, but right. scikit-learn does the same.
-    os.environ.setdefault("KMP_DUPLICATE_LIB_OK", "TRUE")
-
-try:
-    from ._kernels import runtime as _facts
-except ImportError as error:
-    if any(path.suffix in (".so", ".pyd") for path in Path(__file__).parent.glob("_kernels/runtime.*")):
-        raise  # built, but for another Python or with a missing library: the loader's own words are better
-    raise ImportError(_NOT_BUILT.format(folder=Path(__file__).parent / "_kernels")) from error
 
 
 class Kernels:
@@ -73,7 +59,7 @@ def choose_level(wanted: str | None) -> tuple[str, str]:
     built, available = built_levels(), available_levels()
     if not wanted:
         if not available:
-            raise ImportError(_NOT_BUILT.format(folder=Path(__file__).parent / "_kernels"))
+            raise ImportError(NOT_BUILT)
         return available[-1], "the best that this build holds and this machine runs"
     if wanted in available:
         return wanted, "FASTNORM_ISA asks for it"

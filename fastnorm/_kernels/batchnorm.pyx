@@ -18,7 +18,8 @@ The twin is `fastnorm/reference/norm.py`.
 #   (Emerald Rapids: 2 MB; 58 GB/s, memory 32), tiles that L2 holds in spite of such rows are as fast as chains times
 #   1.3 forward and 1.2 to 1.5 backward. Else (few channels of many samples, or larger ones) the tiles
 #   that L3 holds form a wave: its blocks do the first half, partial results are merged in block order, and its blocks
-#   do the second half. Letting the second half of a wave run beside the first of the next gains nothing. Tiles and
+#   do the second half. Letting the second half of a wave run beside the first of the next gains nothing. A thread
+#   writes the blocks that it has read, the last one first, and has the same tiles in every call (`Shares`). Tiles and
 #   blocks depend on the shape alone, so the bits do not depend on the threads.
 # - Two inner loops. Runs: one channel's `inner` values are contiguous and long. Columns: `inner` is 1 (channels last)
 #   or short (7x7), and a tile is a matrix with one row an outer index and one column a (channel, position): whole rows

@@ -7,8 +7,8 @@ from libc.string cimport memcpy, memset
 from .softmax_plan cimport CROSS_ENTROPY, DOUBLE_ROWS, LOG_SOFTMAX, REAL_ROWS, SOFTMAX, Job, label
 from .softmax_losses cimport gradient_of_large_mass, is_large, loss_by_terms
 from .vector cimport (
-    at_offset, lanes_dot, lanes_exp, lanes_frame, lanes_log, lanes_max, lanes_sum, log_of_sum, log_softmax_output, real,
-    softmax_factors, softmax_output, stream_copy, sum_squares,
+    at_offset, lanes_dot, lanes_exp, lanes_frame, lanes_log, lanes_max, lanes_sum, lanes_transpose, log_of_sum,
+    log_softmax_output, real, softmax_factors, softmax_output, stream_copy, sum_squares,
 )
 
 
@@ -17,9 +17,7 @@ cdef inline void gather(const real* x, real* lanes, Py_ssize_t outers, Py_ssize_
     """(outers, C, inner) to (C, width): each class's values of all positions side by side."""
     cdef Py_ssize_t o, c
     if inner == 1:
-        for c in range(C):
-            for o in range(outers):
-                lanes[c * width + o] = x[o * C + c]
+        lanes_transpose(x, C, lanes, width, outers, C)
     else:
         for o in range(outers):
             for c in range(C):
@@ -31,9 +29,7 @@ cdef inline void scatter(const real* lanes, real* out, Py_ssize_t outers, Py_ssi
     """The way back from `gather`."""
     cdef Py_ssize_t o, c
     if inner == 1:
-        for o in range(outers):
-            for c in range(C):
-                out[o * C + c] = lanes[c * width + o]
+        lanes_transpose(lanes, width, out, C, C, outers)
     else:
         for o in range(outers):
             for c in range(C):

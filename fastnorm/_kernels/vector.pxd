@@ -198,6 +198,8 @@ cdef extern from "vector.h" nogil:
                                 int step)
     void softmax_dot_f32(const float* x, const float* t, const float* w, Py_ssize_t n, float m, double a, double b,
                          double* mass, double* dot)
+    void lanes_transpose_f32(const float* source, Py_ssize_t source_step, float* to, Py_ssize_t to_step,
+                             Py_ssize_t rows, Py_ssize_t columns)
     void lanes_max_f32(const float* x, float* m, Py_ssize_t n)
     void lanes_frame_f32(const float* m, float* frame, Py_ssize_t width, Py_ssize_t n)
     void lanes_exp_f32(const float* x, float* e, const float* frame, Py_ssize_t width, double* total, Py_ssize_t n,
@@ -215,6 +217,8 @@ cdef extern from "vector.h" nogil:
                                 int step)
     void softmax_dot_f64(const double* x, const double* t, const double* w, Py_ssize_t n, double m, double a, double b,
                          double* mass, double* dot)
+    void lanes_transpose_f64(const double* source, Py_ssize_t source_step, double* to, Py_ssize_t to_step,
+                             Py_ssize_t rows, Py_ssize_t columns)
     void lanes_max_f64(const double* x, double* m, Py_ssize_t n)
     void lanes_frame_f64(const double* m, double* frame, Py_ssize_t width, Py_ssize_t n)
     void lanes_exp_f64(const double* x, double* e, const double* frame, Py_ssize_t width, double* total, Py_ssize_t n,
@@ -544,6 +548,14 @@ cdef inline void softmax_dot(const real* x, const real* t, const real* w, Py_ssi
         softmax_dot_f32(x, t, w, n, m, a, b, mass, dot)
     else:
         softmax_dot_f64(x, t, w, n, m, a, b, mass, dot)
+
+
+cdef inline void lanes_transpose(const real* source, Py_ssize_t source_step, real* to, Py_ssize_t to_step,
+                                 Py_ssize_t rows, Py_ssize_t columns) noexcept nogil:
+    if real is float:
+        lanes_transpose_f32(source, source_step, to, to_step, rows, columns)
+    else:
+        lanes_transpose_f64(source, source_step, to, to_step, rows, columns)
 
 
 cdef inline void lanes_max(const real* x, real* m, Py_ssize_t n) noexcept nogil:
