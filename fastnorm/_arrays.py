@@ -134,7 +134,9 @@ def check_integer(name: str, value: object, low: int | None = None) -> int:
 def check_number(name: str, value: object, low: float = 0.0, high: float = math.inf, *,
                  open_high: bool = False, finite: bool = True) -> float:
     """Require a real number in [low, high], or [low, high) with ``open_high``; infinite only with ``finite=False``."""
-    if type(value) is not float:  # the usual case costs one comparison
+    if type(value) is float and low <= value < high and value != -math.inf:  # the usual case
+        return value
+    if type(value) is not float:
         if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
             raise TypeError(f"{name}: expected a real number, got {type(value).__name__}")
         try:
