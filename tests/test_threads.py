@@ -59,6 +59,28 @@ def test_same_bits_for_threads_runs_and_alignments(name, shape, dtype):
         assert to_bytes(call.run(rebuild(arrays, shifted(offset)))) == expected, f"offset {offset}"
 
 
+HASHES = """
+import hashlib, numpy as np, fastnorm as fn
+from calls import CALLS, make, private, to_bytes
+fn.set_num_threads({threads})
+for name, call in CALLS.items():
+    arrays = make((3001, 70), np.dtype("float32"))
+    call.run(private(call, arrays))
+    print(name, hashlib.sha256(repr(to_bytes(call.run(private(call, arrays)))).encode()).hexdigest())
+"""
+
+
+@has_openmp
+@pytest.mark.parametrize("environment", [{"OMP_THREAD_LIMIT": "2"}, {"OMP_DYNAMIC": "true"}], ids=str)
+def test_same_bits_where_openmp_gives_fewer_threads_than_asked_for(environment):
+    wanted = python(HASHES.format(threads=1))
+    found = python(HASHES.format(threads=7), **environment)
+    assert wanted.returncode == found.returncode == 0, found.stderr
+    assert found.stdout == wanted.stdout
+    assert len(wanted.stdout.splitlines()) == len(CALLS)
+
+
+
 # -- threads of Python -------------------------------------------------------------------------------------------------
 
 

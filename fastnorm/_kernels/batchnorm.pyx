@@ -55,7 +55,8 @@ from .batchnorm_plan cimport Job, plan, scratch_of, streams, useful_threads
 from .batchnorm_reduce cimport add_bases, finish_reduction, finish_statistics, merge_blocks, reduce_item, stats_item
 from .vector cimport (
     BN_BETA, BN_ROWS, BN_WIDE_ROWS, Shares, Team, Turn, assume_l2_bytes, bn_channel_sums, claim, data, fits, is_float32,
-    next_tile, real, scratch_alloc, scratch_free, share_out, team_barrier, team_close, team_mark, team_open, turn_of,
+    next_tile, real, scratch_alloc, scratch_free, share_out, team_barrier, team_close, team_mark, team_open,
+    team_present, turn_of,
 )
 
 include "common.pxi"
@@ -117,7 +118,7 @@ cdef void take_blocks(const Job* job, Team* team, Shares* first, Shares* second,
         i = thread
         while i < n:
             finish(job, t0 + i, scratch)
-            i += team.size
+            i += team_present()
         team_barrier()
         # Backwards: what was read last is still in the nearest cache.
         turn = turn_of(second, team.size - 1 - thread)

@@ -158,7 +158,17 @@ typedef struct {
     int from, left; /* the share to take from, and how many there are with it that may have something */
 } Turn;
 
-/* Waits until all threads of the team around the call are here. */
+/* Threads that run around the call. OpenMP may give fewer than were asked for (OMP_THREAD_LIMIT, OMP_DYNAMIC): whatever is not
+   taken from shares is dealt among these. */
+static int team_present(void) {
+#ifdef _OPENMP
+    return omp_get_num_threads();
+#else
+    return 1;
+#endif
+}
+
+/* Waits until they are all here. */
 static void team_barrier(void) {
 #ifdef _OPENMP
 #pragma omp barrier

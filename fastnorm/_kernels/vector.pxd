@@ -53,6 +53,7 @@ cdef extern from "vector.h" nogil:
         pass
     void share_out(Shares* shares, Py_ssize_t tiles, int threads)
     Turn turn_of(const Shares* shares, int thread)
+    int team_present()
     void team_barrier()
     Py_ssize_t next_tile(Shares* shares, Turn* turn)
 
