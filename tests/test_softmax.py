@@ -287,3 +287,19 @@ def test_subnormals_give_the_same_bits_with_and_without_care(shape, kind, dtype,
         assert_same_bits(*results)
         if name == "softmax" and kind == "wide":
             assert np.count_nonzero((results[0] != 0) & (results[0] < np.finfo(dtype).tiny)) > 10
+
+
+def test_flushed_subnormals_are_flushed_everywhere(assume_subnormals):
+    torch = pytest.importorskip("torch")
+    x = np.full((640, 500), -90.0, np.float32)
+    x[:, 0] = 0.0
+    assume_subnormals(1)
+    before = fn.get_num_threads()
+    fn.set_num_threads(1)
+    try:
+        assert np.count_nonzero(fn.softmax(x)) == x.size
+        torch.set_flush_denormal(True)
+        assert np.count_nonzero(fn.softmax(x)) == len(x)
+    finally:
+        torch.set_flush_denormal(False)
+        fn.set_num_threads(before)

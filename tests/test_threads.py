@@ -8,6 +8,7 @@ import sysconfig
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -57,6 +58,37 @@ def test_same_bits_for_threads_runs_and_alignments(name, shape, dtype):
     fn.set_num_threads(3)
     for offset in (0, 1, 3, 7):
         assert to_bytes(call.run(rebuild(arrays, shifted(offset)))) == expected, f"offset {offset}"
+
+
+def has_libgomp():
+    """Whether fastnorm runs on the system's libgomp (a wheel's own has another name)."""
+    maps = Path("/proc/self/maps")
+    return maps.exists() and "/libgomp.so.1" in maps.read_text()
+
+
+NESTED = """
+import ctypes, numpy as np, fastnorm as fn
+runtime = ctypes.CDLL("libgomp.so.1")
+x = np.random.default_rng(0).standard_normal((8, 3, 100000)).astype(np.float32)
+wanted = fn.batch_norm_forward(x)[0]
+fn.set_num_threads(1)
+found = {}
+
+@ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+def body(_):
+    if runtime.omp_get_thread_num() in CALLERS:
+        found[runtime.omp_get_thread_num()] = fn.batch_norm_forward(x)[0]
+
+runtime.GOMP_parallel(body, None, 2, 0)
+assert sorted(found) == sorted(CALLERS) and all(np.array_equal(y, wanted) for y in found.values())
+"""
+
+
+@pytest.mark.skipif(not has_libgomp(), reason="calls GCC's OpenMP runtime by its own names")
+@pytest.mark.parametrize("callers", ["{0}", "{0, 1}"])
+def test_calls_from_somebody_elses_parallel_region(callers):
+    done = python(NESTED.replace("CALLERS", callers))
+    assert done.returncode == 0, done.stderr
 
 
 HASHES = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
 
 NOT_BUILT = f"""fastnorm: no compiled kernels in {Path(__file__).parent}.
@@ -16,7 +17,7 @@ if sys.platform == "darwin":
     os.environ.setdefault("KMP_DUPLICATE_LIB_OK", "TRUE")
 
 try:
-    from . import runtime as runtime
+    import_module(".runtime", __name__)
 except ImportError as error:
     if any(path.suffix in (".so", ".pyd") for path in Path(__file__).parent.glob("runtime.*")):
         raise  # built, but for another Python or with a missing library: the loader's own words are better

@@ -142,7 +142,8 @@ FASTNORM_INLINE real FN(leaky)(real passed, real z, real slope, int careful, dou
 }
 /* From y, in an order of the factors in which no product overflows and no difference cancels. */
 FASTNORM_INLINE real FN(sigmoid_gradient)(real dy, real y, int careful, double one) {
-    return FN(product)(FN(product)(dy, 1 - y, careful, one), y, careful, one);
+    const real of = careful ? FN(unless)(FN(absolute)(y) < EXP_TINY, y) : y;
+    return FN(product)(FN(product)(dy, 1 - of, careful, one), y, careful, one);
 }
 /* 1 - y*y, which without a fused operation would lose its digits near 1. */
 FASTNORM_INLINE real FN(tanh_gradient)(real dy, real y, int careful, double one) {

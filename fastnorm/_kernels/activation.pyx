@@ -16,9 +16,9 @@ from cython.parallel cimport parallel, threadid
 
 from .vector cimport (
     ACTIVATION_CELU, ACTIVATION_ELU, ACTIVATION_LEAKY_RELU, ACTIVATION_RELU, ACTIVATION_SIGMOID, ACTIVATION_TANH,
-    STREAM_BYTES, Shares, Team, Turn, activation, activation_backward, assume_subnormals, data, dropout_run, fits,
-    is_float32, last_met_subnormals, met_subnormals, next_tile, philox4x32, real, share_out, stream_copy, stream_fence,
-    team_close, team_mark, team_open, turn_of,
+    STREAM_BYTES, Shares, Team, Turn, activation, activation_backward, data, dropout_run, expect_subnormals, fits,
+    is_float32, met_subnormals, next_tile, philox4x32, real, share_out, stream_copy, stream_fence, team_close,
+    team_mark, team_open, turn_of,
 )
 
 include "common.pxi"
@@ -93,7 +93,7 @@ cdef inline void tile(const Job* job, const real* dy, const real* x, real* out, 
                       bint stream) noexcept nogil:
     cdef real[STAGE] staging
     cdef Py_ssize_t n, look = start + PROBE if stop - start > BLOCK else stop
-    cdef bint careful = job.watched and last_met_subnormals
+    cdef bint careful = job.watched and expect_subnormals()
     if not job.watched and not stream:
         compute(job, dy, x, out + start, start, stop - start, False)
         return
@@ -109,7 +109,7 @@ cdef inline void tile(const Job* job, const real* dy, const real* x, real* out, 
         start += n
         if start >= look:
             look = min(start + BLOCK, stop)
-            careful = job.watched and met_subnormals()
+            careful = job.watched and met_subnormals(0)
     if stream:
         stream_fence()
 
@@ -183,11 +183,6 @@ cdef run(Job* job, object dy, object x, object out, int threads):
             run_tiles(job, <const float*> dy_data, <const float*> x_data, <float*> out_data, n, stream, threads)
         else:
             run_tiles(job, <const double*> dy_data, <const double*> x_data, <double*> out_data, n, stream, threads)
-
-
-def assume_slow_subnormals(int slow):
-    """1 or 0: whether kernels look for subnormals; -1: where the processor is slow with them. For tests."""
-    assume_subnormals(slow)
 
 
 # -- what Python calls -------------------------------------------------------------------------------------------------

@@ -98,7 +98,7 @@ cdef inline void chain(const Job* job, Team* team, Py_ssize_t* unclaimed, real* 
         t = next
 
 
-cdef void take_blocks(const Job* job, Team* team, Shares* first, Shares* second, int thread,
+cdef void take_blocks(const Job* job, Team* team, Shares* first, Shares* second, int thread, int present,
                       real* scratch) noexcept nogil:
     """One thread's part of tiles in several blocks, wave by wave: it writes the blocks that it has read."""
     cdef Turn turn
@@ -111,15 +111,15 @@ cdef void take_blocks(const Job* job, Team* team, Shares* first, Shares* second,
             first_half(job, t0 + i % n, i // n, scratch)
             team_mark(team)
             i = next_tile(first, &turn)
-        team_barrier()
+        team_barrier(present)
         if thread == 0:  # nobody takes from either now
             share_out(first, min(job.wave, job.tiles - t0 - n) * job.blocks, team.size)
             share_out(second, n * job.blocks, team.size)
         i = thread
         while i < n:
             finish(job, t0 + i, scratch)
-            i += team_present()
-        team_barrier()
+            i += present
+        team_barrier(present)
         # Backwards: what was read last is still in the nearest cache.
         turn = turn_of(second, team.size - 1 - thread)
         i = next_tile(second, &turn)
@@ -127,7 +127,7 @@ cdef void take_blocks(const Job* job, Team* team, Shares* first, Shares* second,
             output_item(job, t0 + n - 1 - i % n, job.blocks - 1 - i // n, 0, scratch)
             team_mark(team)
             i = next_tile(second, &turn)
-        team_barrier()
+        team_barrier(present)
         t0 += n
 
 
@@ -142,9 +142,9 @@ cdef void take_tiles(const Job* job, Team* team, Shares* shares, int thread, rea
 
 
 cdef inline void take_both_halves(const Job* job, Team* team, Shares* first, Shares* second, Py_ssize_t* unclaimed,
-                                  int thread, real* scratch) noexcept nogil:
+                                  int thread, int present, real* scratch) noexcept nogil:
     if job.blocks > 1:
-        take_blocks(job, team, first, second, thread, scratch)
+        take_blocks(job, team, first, second, thread, present, scratch)
     elif job.chained:
         chain(job, team, unclaimed, scratch)
     else:
@@ -162,10 +162,11 @@ cdef void run_both_halves(const Job* job, Team* team, real* kind) noexcept nogil
     elif not job.chained:
         share_out(first, job.tiles, team.size)
     if team.size == 1:  # a parallel region of one thread costs as much as a small call
-        take_both_halves(job, team, first, second, &unclaimed, 0, <real*> scratch_of(job, 0))
+        take_both_halves(job, team, first, second, &unclaimed, 0, 1, <real*> scratch_of(job, 0))
     else:
         with parallel(num_threads=team.size):
-            take_both_halves(job, team, first, second, &unclaimed, threadid(), <real*> scratch_of(job, threadid()))
+            take_both_halves(job, team, first, second, &unclaimed, threadid(), team_present(),
+                             <real*> scratch_of(job, threadid()))
 
 
 cdef inline void one_half(const Job* job, Py_ssize_t i, bint second, real* scratch) noexcept nogil:

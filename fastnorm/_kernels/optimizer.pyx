@@ -25,9 +25,9 @@ from libc.float cimport DBL_MAX, FLT_MAX
 from libc.math cimport expm1, fabs, fabsf, log, sqrt, sqrtf
 
 from .vector cimport (
-    Shares, Team, Turn, assume_subnormals, fits, hidden_one, last_met_subnormals, met_subnormals, muladd_f32,
-    muladd_f64, muladd_through_double, next_tile, real, scratch_alloc, scratch_free, share_out, sum_squares, team_close,
-    team_mark, team_open, turn_of,
+    Shares, Team, Turn, expect_subnormals, fits, hidden_one, met_subnormals, muladd_f32, muladd_f64,
+    muladd_through_double, next_tile, real, scratch_alloc, scratch_free, share_out, sum_squares, team_close, team_mark,
+    team_open, turn_of,
 )
 
 include "common.pxi"
@@ -113,6 +113,8 @@ cdef Tiles cut(tuple lists, bint by_lines) except *:
             for j in range(n_lists):
                 t.array[j] = NULL if lists[j] is None else (
                     cnp.PyArray_BYTES(<cnp.ndarray> (<tuple> lists[j])[i]) + start * cnp.PyArray_ITEMSIZE(a))
+            for j in range(n_lists, ARRAYS):
+                t.array[j] = NULL
             t += 1
             start = stop
     tiles.n = t - tiles.tile
@@ -123,15 +125,15 @@ cdef void watched(Tile* t, TileKernel kernel, const void* constants) noexcept no
     """The kernel on a tile, block by block, each careful if this thread's last one met subnormals."""
     cdef Tile block = t[0]
     cdef Py_ssize_t done = 0, j
-    cdef bint careful = last_met_subnormals
+    cdef bint careful = expect_subnormals()
     if t.n <= BLOCK:
         kernel(t, constants, careful)
-        met_subnormals()
+        met_subnormals(0)
         return
     while done < t.n:
         block.n = min(<Py_ssize_t> BLOCK if done else <Py_ssize_t> PROBE, t.n - done)
         kernel(&block, constants, careful)
-        careful = met_subnormals()
+        careful = met_subnormals(0)
         done += block.n
         for j in range(ARRAYS):
             if block.array[j] is not NULL:
@@ -194,11 +196,6 @@ cdef int update(tuple lists, TileKernel kernel, const void* constants, int threa
         run(tiles, kernel, constants, True, threads)
         scratch_free(tiles.tile)
     return 0
-
-
-def assume_slow_subnormals(int slow):
-    """1 or 0: whether kernels look for subnormals; -1: where the processor is slow with them. For tests."""
-    assume_subnormals(slow)
 
 
 # -- elementwise mathematics -------------------------------------------------------------------------------------------

@@ -25,8 +25,8 @@ from .softmax_lanes cimport softmax_block
 from .softmax_plan cimport CROSS_ENTROPY, LOG_SOFTMAX, SERIAL, SOFTMAX, Job, label, plan
 from .softmax_rows cimport Row, finish_row, softmax_row
 from .vector cimport (
-    Shares, Team, Turn, assume_subnormals, data, fits, is_float32, lanes_sum, last_met_subnormals, met_subnormals,
-    next_tile, real, scratch_alloc, scratch_free, share_out, stream_fence, team_close, team_mark, team_open, turn_of,
+    Shares, Team, Turn, data, expect_subnormals, fits, is_float32, lanes_sum, met_subnormals, next_tile, real,
+    scratch_alloc, scratch_free, share_out, stream_fence, team_close, team_mark, team_open, turn_of,
 )
 
 include "common.pxi"
@@ -42,7 +42,8 @@ ctypedef fused integer:
 
 cdef enum:
     LABEL_TILE = 32768          # labels that are checked at once
-    LOOK = 2048                 # elements between two looks for subnormals
+    LOOK = 2048                 # elements between two looks for subnormals, and looks for which care is kept up: where
+    HOLD = 16                   # only results are subnormal, its loops do not show it
 
 
 # -- integer targets ---------------------------------------------------------------------------------------------------
@@ -136,11 +137,6 @@ def check_labels(labels, Py_ssize_t classes, bint has_ignore, int64_t ignore, we
     return total if wrong == 0 else None
 
 
-def assume_slow_subnormals(int slow):
-    """1 or 0: whether kernels look for subnormals; -1: where the processor is slow with them. For tests."""
-    assume_subnormals(slow)
-
-
 # -- all positions -----------------------------------------------------------------------------------------------------
 
 
@@ -149,7 +145,7 @@ cdef void tile(const Job* job, Py_ssize_t t, real* scratch, double* losses) noex
     cdef Py_ssize_t b, size = job.classes * (1 if job.rows else job.width), seen = 0
     cdef Row row
     memset(&row, 0, sizeof(Row))  # none yet
-    row.careful = last_met_subnormals
+    row.careful = expect_subnormals()
     for b in range(t * job.blocks_per_tile, min((t + 1) * job.blocks_per_tile, job.blocks)):
         if job.rows:
             losses[b] = softmax_row(job, b, &row, scratch)
@@ -157,9 +153,10 @@ cdef void tile(const Job* job, Py_ssize_t t, real* scratch, double* losses) noex
             losses[b] = softmax_block(job, b, row.careful, scratch)
         seen += size
         if seen >= LOOK:
-            row.careful = met_subnormals()
+            row.careful = met_subnormals(HOLD)
             seen = 0
     finish_row(job, &row, row.n, scratch)
+    met_subnormals(HOLD)
     if job.stream:
         stream_fence()
 

@@ -158,8 +158,8 @@ typedef struct {
     int from, left; /* the share to take from, and how many there are with it that may have something */
 } Turn;
 
-/* Threads that run around the call. OpenMP may give fewer than were asked for (OMP_THREAD_LIMIT, OMP_DYNAMIC): whatever is not
-   taken from shares is dealt among these. */
+/* Threads of the parallel region around the call, to be asked only directly in one of ours: outside, the region may be that of
+   whoever called Python. OpenMP may give fewer threads than were asked for (OMP_THREAD_LIMIT, OMP_DYNAMIC). */
 static int team_present(void) {
 #ifdef _OPENMP
     return omp_get_num_threads();
@@ -168,8 +168,9 @@ static int team_present(void) {
 #endif
 }
 
-/* Waits until they are all here. */
-static void team_barrier(void) {
+/* Waits until the `present` threads of the region are all here. One alone waits for nobody. */
+static void team_barrier(int present) {
+    if (present == 1) return;
 #ifdef _OPENMP
 #pragma omp barrier
 #endif

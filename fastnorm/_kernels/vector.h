@@ -341,33 +341,53 @@ static void scratch_free(void *scratch) {
 
 /* -- subnormal numbers ---------------------------------------------------------------------------------------------- */
 
-/* Whether this thread computed with subnormal numbers, or got them, since the last call; by the processor's flags, which a
-   product that is rounded to 0 raises too. Asked only where they are slow: Intel's processors leave them to microcode, which
-   takes a vector 100 cycles, in every operation but comparisons and conversions. Tests assume what they need. */
-static int subnormals_slow = -1; /* not known yet */
-static void assume_subnormals(int slow) { subnormals_slow = slow; }
-static FASTNORM_THREAD_LOCAL int last_met_subnormals; /* the answer */
-static int met_subnormals(void) {
-    last_met_subnormals = 0;
-#ifdef FASTNORM_X86
-    if (subnormals_slow < 0) {
-#ifdef __GNUC__
-        __builtin_cpu_init();
-        subnormals_slow = __builtin_cpu_is("intel") != 0;
+/* Intel's processors leave subnormal numbers to microcode, which takes a vector 100 cycles, in every operation but comparisons
+   and conversions. Kernels that can go around ask `met_subnormals` after each piece of work whether there were any, and
+   `expect_subnormals` before the first. */
+static int subnormals_slow;
+static void assume_subnormals(int slow) { /* 1, 0, or -1: as this processor is */
+#if defined(FASTNORM_X86) && defined(__GNUC__)
+    __builtin_cpu_init();
+    subnormals_slow = slow < 0 ? __builtin_cpu_is("intel") != 0 : slow;
+#elif defined(FASTNORM_X86)
+    subnormals_slow = slow < 0 ? 1 : slow;
 #else
-        subnormals_slow = 1;
+    subnormals_slow = slow > 0;
 #endif
-    }
+}
+
+/* For how many pieces of work yet. */
+static FASTNORM_THREAD_LOCAL int subnormals_expected;
+
+#ifdef FASTNORM_X86
+enum { DENORMAL_OPERAND = 1 << 1, UNDERFLOW_FLAG = 1 << 4, FLUSH_OPERANDS = 1 << 6, FLUSH_RESULTS = 1 << 15 };
+/* Not where the caller has them flushed to zero, as torch.set_flush_denormal does: nothing is slow then, and what goes around
+   would not flush. */
+static int expect_subnormals(void) {
+    return subnormals_slow && subnormals_expected && !(_mm_getcsr() & (FLUSH_OPERANDS | FLUSH_RESULTS));
+}
+
+/* Whether this thread computed with subnormal numbers, or got them, since the last call, or not more than `hold` calls ago; by
+   the processor's sticky flags, which are cleared here, and which a product that is rounded to 0 raises too. A loop that
+   goes around raises none by results alone: it has to be held. */
+static int met_subnormals(int hold) {
     if (!subnormals_slow) return 0;
-    enum { DENORMAL_OPERAND = 1 << 1, UNDERFLOW_FLAG = 1 << 4 };
     const unsigned flags = _mm_getcsr();
     if (flags & (DENORMAL_OPERAND | UNDERFLOW_FLAG)) {
         _mm_setcsr(flags & ~(unsigned)(DENORMAL_OPERAND | UNDERFLOW_FLAG));
-        last_met_subnormals = 1;
+        subnormals_expected = flags & (FLUSH_OPERANDS | FLUSH_RESULTS) ? 0 : 1 + hold;
+    } else if (subnormals_expected) {
+        subnormals_expected--;
     }
-#endif
-    return last_met_subnormals;
+    return subnormals_expected != 0;
 }
+#else
+static int expect_subnormals(void) { return 0; }
+static int met_subnormals(int hold) {
+    (void)hold;
+    return 0;
+}
+#endif
 
 /* 1, out of the compiler's sight: GCC finds that the sum or product of two floats, computed in double and rounded to float, is
    the same in float, and computes it there, which is what is to be avoided. One factor of 1 hides it. */

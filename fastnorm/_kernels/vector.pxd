@@ -54,12 +54,12 @@ cdef extern from "vector.h" nogil:
     void share_out(Shares* shares, Py_ssize_t tiles, int threads)
     Turn turn_of(const Shares* shares, int thread)
     int team_present()
-    void team_barrier()
+    void team_barrier(int present)
     Py_ssize_t next_tile(Shares* shares, Turn* turn)
 
     void assume_subnormals(int slow)
-    bint met_subnormals()
-    bint last_met_subnormals
+    bint expect_subnormals()
+    bint met_subnormals(int hold)
     double hidden_one
     float muladd_through_double(double a, float b, float c, double one)
     float muladd_f32(float a, float b, float c)
