@@ -112,7 +112,6 @@ def test_same_bits_where_openmp_gives_fewer_threads_than_asked_for(environment):
     assert len(wanted.stdout.splitlines()) == len(CALLS)
 
 
-
 # -- threads of Python -------------------------------------------------------------------------------------------------
 
 
